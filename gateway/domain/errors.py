@@ -1,0 +1,209 @@
+"""What can go wrong with a request, and how the client is told.
+
+    GatewayError
+    ├── Refusal            the request, the key or the moment is wrong: the client's side
+    │   ├── InvalidRequest · Unauthenticated · Forbidden · NotFound · TooLarge …
+    │   └── Overloaded     no slot in time, draining, no target ready
+    └── UpstreamFault      an upstream failed; knows whether another target may be tried
+
+Every error renders to OpenAI's form and to the exception class that the OpenAI SDK derives from the status.
+"""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """How a request ended.  These words are fixed: the access log, the metrics and the ledger use them."""
+
+    COMPLETED = "completed"
+    CLIENT_CANCEL = "client_cancel"
+    SLOW_CLIENT = "slow_client"
+    UPSTREAM_CONNECT = "upstream_connect"
+    UPSTREAM_STATUS = "upstream_status"
+    UPSTREAM_TTFT = "upstream_ttft"
+    UPSTREAM_IDLE = "upstream_idle"
+    UPSTREAM_TOTAL = "upstream_total"
+    UPSTREAM_CUT = "upstream_cut"
+    UPSTREAM_PROTOCOL = "upstream_protocol"
+    GATEWAY_DRAIN = "gateway_drain"
+    GATEWAY_CRASH = "gateway_crash"
+    LIMIT = "limit"
+    AUTH = "auth"
+    REFUSED = "refused"
+
+
+class GatewayError(Exception):
+    """An error that the client is told of.
+
+    `retry_after` is in seconds.  `should_retry` overrides the OpenAI SDK's own guess through `x-should-retry`;
+    None leaves the guess alone.
+    """
+
+    status = 500
+    type = "server_error"
+    code: str | None = None
+    reason = Reason.GATEWAY_CRASH
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        type: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        reason: Reason | None = None,
+        retry_after: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        if status is not None:
+            self.status = status
+        if type is not None:
+            self.type = type
+        if code is not None:
+            self.code = code
+        if reason is not None:
+            self.reason = reason
+        self.param = param
+        self.retry_after = retry_after
+        self.should_retry = should_retry
+
+    def body(self) -> bytes:
+        """The JSON answer in OpenAI's form."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return json.dumps({"error": error}, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """Headers that tell clients when and whether to try again."""
+        headers = []
+        if self.retry_after is not None:
+            headers.append((b"retry-after", b"%d" % max(1, round(self.retry_after))))
+        if self.should_retry is not None:
+            headers.append((b"x-should-retry", b"true" if self.should_retry else b"false"))
+        return headers
+
+
+class Refusal(GatewayError):
+    """The request is not served, and the upstreams were not at fault."""
+
+    status = 400
+    type = "invalid_request_error"
+    reason = Reason.REFUSED
+
+
+class InvalidRequest(Refusal):
+    """400: malformed, or a parameter that cannot be."""
+
+
+class Unauthenticated(Refusal):
+    """401: no key, or not one of ours.  Deliberately says nothing about the key that was sent."""
+
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+    reason = Reason.AUTH
+
+
+class Forbidden(Refusal):
+    """403: a key that is known, without the right to this."""
+
+    status = 403
+    type = "permission_error"
+    code = "permission_denied"
+    reason = Reason.AUTH
+
+
+class NotFound(Refusal):
+    """404: no such route, or no such model."""
+
+    status = 404
+    code = "not_found"
+
+
+class MethodNotAllowed(Refusal):
+    """405."""
+
+    status = 405
+    code = "method_not_allowed"
+
+
+class TooLarge(Refusal):
+    """413: the body is over the limit."""
+
+    status = 413
+    code = "request_too_large"
+
+
+class UnsupportedMediaType(Refusal):
+    """415: the body is not JSON."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+
+class Overloaded(Refusal):
+    """503: nothing is free or ready at this moment; worth trying again."""
+
+    status = 503
+    type = "server_error"
+    code = "overloaded"
+    reason = Reason.LIMIT
+
+    def __init__(
+        self, message: str, *, retry_after: float = 1.0, code: str | None = None, reason: Reason | None = None
+    ) -> None:
+        super().__init__(message, code=code, reason=reason, retry_after=retry_after, should_retry=True)
+
+
+class UpstreamFault(GatewayError):
+    """An upstream failed.
+
+    `retryable`: another target may be tried while nothing was sent to the client.
+    `upstream_status`: the HTTP status that the upstream answered with, if it came that far.
+    """
+
+    status = 502
+    type = "server_error"
+    code = "upstream_error"
+    reason = Reason.UPSTREAM_STATUS
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Reason,
+        retryable: bool,
+        status: int = 502,
+        type: str | None = None,
+        code: str | None = None,
+        param: str | None = None,
+        upstream_status: int | None = None,
+        retry_after: float | None = None,
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(
+            message,
+            status=status,
+            type=type,
+            code=code or reason.value,
+            param=param,
+            reason=reason,
+            retry_after=retry_after,
+            should_retry=should_retry,
+        )
+        self.retryable = retryable
+        self.upstream_status = upstream_status
+
+
+def model_not_found(model: str) -> NotFound:
+    """The same words for a model that does not exist and for one that this key may not use."""
+    return NotFound(
+        f"The model '{model[:200]}' does not exist or you do not have access to it.",
+        code="model_not_found",
+        param="model",
+    )
