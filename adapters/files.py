@@ -1,0 +1,92 @@
+"""The files an adapter consists of, and the only way they are opened."""
+
+import errno
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+from adapters.findings import Code, Finding, RefusedError, quote
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+# What an adapter is. Everything else in its folder (README, tokenizer, training_args.bin, checkpoints) is left alone.
+ADAPTER_FILES = (CONFIG, WEIGHTS)
+
+# Upper bounds in bytes: peft's configurations are 1-2 KB; a rank-512 adapter of a 70B model is about 8 GiB in bf16.
+MAX_BYTES = {CONFIG: 1 << 20, WEIGHTS: 16 << 30}
+
+# Where peft and older tools put pickled weights; vLLM reads the first two.
+PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
+
+
+def open_folder(folder: Path) -> int:
+    """A descriptor of the adapter's folder, for `open_file`; the caller closes it.
+
+    Raises RefusedError where there is no folder that can be read.
+    """
+    try:
+        return os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise RefusedError(
+            Finding(
+                Code.FOLDER,
+                f"{folder} is not a folder that can be read ({os.strerror(error.errno or 0)})",
+                f"give the folder that holds {CONFIG} and {WEIGHTS}",
+            )
+        ) from error
+
+
+def open_file(folder: int, name: str) -> BinaryIO:
+    """Opens a file of the adapter for reading: a regular file in the folder itself, of bounded size.
+
+    Links are not followed, wherever they point: what was checked is what is copied. O_NONBLOCK keeps a pipe from
+    hanging the open. Raises RefusedError.
+    """
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
+    except OSError as error:
+        raise RefusedError(_not_opened(folder, name, error)) from error
+    file = os.fdopen(descriptor, "rb", buffering=0)
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise RefusedError(Finding(Code.FILE, f"{name} is not a regular file", "put the file itself there"))
+        if found.st_size > MAX_BYTES[name]:
+            raise RefusedError(
+                Finding(
+                    Code.TOO_LARGE,
+                    f"{name} has {found.st_size} bytes, more than {MAX_BYTES[name]}",
+                    "this is not what a LoRA adapter looks like; check what was exported",
+                )
+            )
+    except BaseException:
+        file.close()
+        raise
+    return file
+
+
+def _not_opened(folder: int, name: str, error: OSError) -> Finding:
+    if error.errno == errno.ELOOP:
+        return Finding(Code.LINK, f"{name} is a symbolic link", "copy the file itself into the folder (cp -L)")
+    if error.errno != errno.ENOENT:
+        why = os.strerror(error.errno or 0)
+        return Finding(Code.FILE, f"{name} cannot be opened ({why})", "let the gateway's user read it")
+    if name == CONFIG:
+        return Finding(Code.CONFIG_MISSING, f"there is no {CONFIG}", "export the adapter with peft's save_pretrained()")
+    pickles = sorted(set(os.listdir(folder)).intersection(PICKLES))
+    if pickles:
+        return Finding(
+            Code.PICKLE,
+            f"the weights are a pickle ({pickles[0]}), which can run code when it is read",
+            "save the adapter again with safe_serialization=True",
+        )
+    shards = sorted(n for n in os.listdir(folder) if n.startswith("adapter_model-") and n.endswith(".safetensors"))
+    if shards:
+        return Finding(
+            Code.WEIGHTS_MISSING,
+            f"the weights are split ({quote(shards[0])} …), which vLLM does not read",
+            f"save the adapter as one {WEIGHTS} (max_shard_size)",
+        )
+    return Finding(Code.WEIGHTS_MISSING, f"there is no {WEIGHTS}", "export the adapter with peft's save_pretrained()")
