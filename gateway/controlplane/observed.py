@@ -1,0 +1,101 @@
+"""What the control plane sees of the world: frozen values that its pure decisions (compile, diff) start from.
+
+Times are seconds of the monotonic clock unless a name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+from gateway.domain.listing import ListedModel
+from gateway.domain.secret import Secret
+
+
+@dataclass(frozen=True, slots=True)
+class EngineEndpoint:
+    """Where a running engine listens, and the key that it asks for.  Both are new after each start."""
+
+    host: str
+    port: int
+    key: Secret
+
+
+class UpstreamState(StrEnum):
+    """How an upstream is."""
+
+    UP = "up"
+    STARTING = "starting"  # an engine boots, or an upstream was not asked yet: worth waiting for
+    DOWN = "down"
+    FAILED = "failed"  # an engine that is not started again
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamStatus:
+    """What is known of one upstream.
+
+    `models`: the last list that it gave, kept while it is down.  `since`: when it came into this state.
+    `endpoint`: where it listens, for an engine that the gateway runs.  `message` is for people.
+    """
+
+    state: UpstreamState
+    since: float
+    message: str = ""
+    models: tuple[ListedModel, ...] = ()
+    endpoint: EngineEndpoint | None = None
+
+    @property
+    def held(self) -> frozenset[str]:
+        """The adapters that the engine lists now, by their names in the engine."""
+        if self.state is not UpstreamState.UP:
+            return frozenset()
+        return frozenset(model.id for model in self.models if model.parent is not None)
+
+
+class Phase(StrEnum):
+    """Where a version of an adapter is in its life (DESIGN.md, "Seams")."""
+
+    PENDING = "Pending"
+    VALIDATING = "Validating"
+    LOADING = "Loading"
+    READY = "Ready"
+    DRAINING = "Draining"
+    UNLOADED = "Unloaded"
+    FAILED = "Failed"
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterStatus:
+    """One version of an adapter.
+
+    `version` is the first 12 hex digits of `digest`; both are "" while the content is not known.  `path` is its
+    folder in the store.  `base` is what the adapter says it was trained on.  `upstreams` are those that it fits.
+    `current`: the adapter's plain name points to this version.
+    """
+
+    name: str
+    phase: Phase
+    version: str = ""
+    digest: str = ""
+    path: str = ""
+    base: str = ""
+    reason: str = ""
+    upstreams: tuple[str, ...] = ()
+    current: bool = False
+
+    @property
+    def engine_name(self) -> str:
+        """Its name in an engine, and its exact public name: `name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Everything at one moment.  `started`: when the control plane started, as Unix time."""
+
+    upstreams: Mapping[str, UpstreamStatus] = field(default_factory=lambda: MappingProxyType({}))
+    adapters: tuple[AdapterStatus, ...] = ()
+    now: float = 0.0
+    started: int = 0
