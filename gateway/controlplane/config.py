@@ -1,0 +1,368 @@
+"""The configuration file as frozen data: every key, its type and its default.
+
+What one value may be is said here; what several must be together is in `rules`, and `loader.load` is the one way to a
+configuration that was held against both.  docs/configuration.md and deploy/gateway.schema.json follow these classes,
+and tests keep them in step.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+
+from gateway.controlplane import values
+from gateway.domain import snapshot
+from gateway.domain.secret import Secret
+
+_DEFAULT_TIMEOUTS = snapshot.Timeouts()
+_DEFAULT_CONCURRENCY = snapshot.Concurrency()
+
+Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+ModelId = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]{1,256}$")]
+Prefix = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]{0,64}$")]
+Word = Annotated[str, StringConstraints(min_length=1, max_length=128)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
+ParameterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$")]
+TaskName = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9_]{0,63})$")]
+FilePath = Annotated[Path, BeforeValidator(values.path)]
+SecretText = Annotated[Secret, values.SecretSchema(header=True)]
+AnySecret = Annotated[Secret, values.SecretSchema(header=False)]
+Whole = Annotated[int, BeforeValidator(values.number)]
+Number = Annotated[float, BeforeValidator(values.number)]
+Seconds = Annotated[Number, Field(gt=0, le=86_400)]
+Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
+Tokens = Annotated[Whole, Field(ge=1, le=100_000_000)]
+
+
+class Section(BaseModel):
+    """A mapping of the file: what is not named is refused, and nothing is changed after it was read."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
+
+
+class Server(Section):
+    """Where the gateway listens, and what a connection may ask of it."""
+
+    host: Annotated[str, BeforeValidator(values.host)] = "127.0.0.1"
+    """Address to listen on.  Anything but loopback is refused while `auth.required` is false."""
+    port: Annotated[Whole, Field(ge=0, le=65_535)] = 8000
+    """Port to listen on; 0 takes a free one and prints it."""
+    workers: Annotated[Whole, Field(ge=1)] = 1
+    """Processes.  Only 1 is possible: the engines and the state of the upstreams belong to one process."""
+    max_body_mib: Annotated[Whole, Field(ge=1, le=1024)] = 64
+    """Largest request body, in MiB; a larger one is answered with 413."""
+    max_connections: Count = 4096
+    """Connections held open at once; further ones are closed at once."""
+    header_timeout: Seconds = 10
+    """Seconds that a client may take to send its headers."""
+    body_timeout: Seconds = 30
+    """Seconds without progress that a client may take while it sends a body."""
+    keep_alive: Seconds = 75
+    """Seconds that an idle connection is kept; more than the load balancer in front keeps its own."""
+    write_stall: Seconds = 30
+    """Seconds that a client may refuse to read its answer before it is cut off."""
+    drain_timeout: Seconds = 30
+    """Seconds that running requests get to finish when the gateway is told to stop."""
+
+
+class ClientKey(Section):
+    """A key that may use `/v1`."""
+
+    name: Name
+    """Name of the key's owner, for logs and metrics."""
+    key: SecretText
+    """The key itself: 16 to 512 visible ASCII characters, from the environment rather than written here."""
+    allow: tuple[Annotated[str, values.Privilege()], ...] = ()
+    """Parameters that reach into the engine and that this key may send."""
+
+
+class Auth(Section):
+    """Who may use the gateway."""
+
+    required: bool = True
+    """Whether `/v1` needs a key.  false is possible on loopback only."""
+    admin_key: SecretText | None = None
+    """The key of `/admin` and `/metrics`.  Without it `/admin` is closed and `/metrics` answers loopback only."""
+    keys: tuple[ClientKey, ...] = ()
+    """The keys of `/v1`."""
+
+
+class Storage(Section):
+    """Where the gateway keeps what must outlive it."""
+
+    url: Annotated[str, BeforeValidator(values.storage_url)] = "sqlite:///var/gateway.db"
+    """`sqlite:///` and the path of a file."""
+
+
+class Limits(Section):
+    """Where rate limits are counted."""
+
+    url: Annotated[str, BeforeValidator(values.limits_url)] = "memory://"
+    """`memory://`: in this process."""
+
+
+class Log(Section):
+    """What the gateway says of its work.  No prompt and no key is ever in it."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least severe message that is written."""
+    format: Literal["auto", "pretty", "json"] = "auto"
+    """`auto`: for people on a terminal, JSON lines elsewhere."""
+
+
+class Timeouts(Section):
+    """Seconds that an upstream gets, all on the monotonic clock."""
+
+    connect: Seconds = _DEFAULT_TIMEOUTS.connect
+    """To accept a connection, TLS included."""
+    first_byte: Seconds = _DEFAULT_TIMEOUTS.first_byte
+    """From the sent request to the first event of a stream."""
+    answer: Seconds = _DEFAULT_TIMEOUTS.answer
+    """From the sent request to an answer that comes whole."""
+    byte_idle: Seconds = _DEFAULT_TIMEOUTS.byte_idle
+    """Between two pieces of a stream, keep-alive comments included."""
+    token_idle: Seconds = _DEFAULT_TIMEOUTS.token_idle
+    """Between two events of a stream."""
+    total: Seconds = _DEFAULT_TIMEOUTS.total
+    """For a whole request."""
+
+
+class TimeoutOverrides(Section):
+    """Time-outs of one upstream, where they differ from `timeouts`."""
+
+    connect: Seconds | None = None
+    """As in `timeouts`."""
+    first_byte: Seconds | None = None
+    """As in `timeouts`."""
+    answer: Seconds | None = None
+    """As in `timeouts`."""
+    byte_idle: Seconds | None = None
+    """As in `timeouts`."""
+    token_idle: Seconds | None = None
+    """As in `timeouts`."""
+    total: Seconds | None = None
+    """As in `timeouts`."""
+
+
+class Concurrency(Section):
+    """How many requests an upstream gets at once."""
+
+    limit: Count = _DEFAULT_CONCURRENCY.limit
+    """Requests sent to it at once."""
+    queue: Annotated[Whole, Field(ge=0, le=1_000_000)] = _DEFAULT_CONCURRENCY.queue
+    """Requests that may wait for a place; further ones are answered with 503."""
+    queue_timeout: Seconds = _DEFAULT_CONCURRENCY.queue_timeout
+    """Seconds that a request waits for a place."""
+
+
+class Parameters(Section):
+    """What happens to a request's parameters on the way to an upstream: rename, drop, allow, set, in this order."""
+
+    rename: dict[ParameterName, ParameterName] = {}
+    """Client's name → the upstream's, as in `{max_tokens: max_completion_tokens}`."""
+    drop: tuple[ParameterName, ...] = ()
+    """Parameters that this upstream refuses; a dropped one is named in a header of the answer."""
+    allow: Literal["*"] | tuple[ParameterName, ...] = ()
+    """Parameters that pass beyond those that the kind of upstream is known to take; "*" lets all through."""
+    set: dict[ParameterName, Any] = {}
+    """Parameters that are always sent with these values, whatever the client said."""
+
+
+class Price(Section):
+    """Money for a million tokens, in the currency that you think in."""
+
+    input: Annotated[Number, Field(ge=0, le=1_000_000)]
+    """For a million prompt tokens."""
+    output: Annotated[Number, Field(ge=0, le=1_000_000)]
+    """For a million completion tokens."""
+
+
+class Description(Section):
+    """What a model's entry in `/v1/models` says, where the upstream does not say it (rightly)."""
+
+    name: Word | None = None
+    """Name that people see."""
+    description: Text | None = None
+    """A sentence about the model."""
+    tags: Annotated[tuple[Word, ...], Field(max_length=32)] = ()
+    """Tags that Open WebUI shows and filters by."""
+    context_length: Tokens | None = None
+    """Tokens of prompt and answer together."""
+    tools: bool | None = None
+    """Whether the model can call tools.  false: tools are taken out of requests."""
+    vision: bool | None = None
+    """Whether the model sees images."""
+    price: Price | None = None
+    """What a million tokens cost; shown in the usage."""
+
+
+class Override(Description):
+    """Settings of one model of an upstream."""
+
+    parameters: Parameters = Parameters()
+    """Added to the upstream's own `parameters`; where both name one, this counts."""
+
+
+class OllamaOptions(Section):
+    """Options that Ollama gets with every request."""
+
+    num_ctx: Tokens | None = None
+    """Context to load a model with.  Without it Ollama decides, and silently cuts longer prompts."""
+    keep_alive: Annotated[str | int | None, BeforeValidator(values.keep_alive)] = None
+    """How long a model stays loaded: seconds or "10m"; -1 for ever, 0 not at all."""
+    think: bool | Literal["low", "medium", "high"] | None = None
+    """Whether models think before they answer, where a request does not say."""
+
+
+class EngineSettings(Section):
+    """A vLLM process that the gateway runs."""
+
+    model: Text
+    """Folder of the base model, or its name on the Hugging Face hub."""
+    served_name: ModelId | None = None
+    """Public name of the base model; the last part of `model` if left out."""
+    command: Annotated[tuple[Text, ...], Field(min_length=1, max_length=32)] = ("vllm",)
+    """Program (and first arguments) of the engine's environment; `serve` and the rest are added."""
+    args: Annotated[tuple[Text, ...], Field(max_length=256)] = ()
+    """Further arguments of `vllm serve`; those that the gateway sets itself are refused."""
+    env: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")], AnySecret] = {}
+    """Environment variables of the engine, beyond the few that it needs; the gateway's own secrets are not passed on."""
+    max_loras: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    """Adapters in one batch; null: from the adapters it is to hold."""
+    max_cpu_loras: Annotated[Whole, Field(ge=1, le=65_536)] | None = None
+    """Adapters kept in memory; null: from the adapters it is to hold."""
+    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] | None = None
+    """Largest rank of an adapter; null: from the adapters it is to hold."""
+    startup_timeout: Seconds = 600
+    """Seconds that the engine may take to become ready."""
+    stop_timeout: Seconds = 15
+    """Seconds that the engine gets to end before it is killed."""
+    queue: Count = 128
+    """Requests that may wait inside the engine; further ones are refused by it."""
+
+    @property
+    def public_name(self) -> str:
+        """The name of the base model in `/v1/models`."""
+        return self.served_name or PurePath(self.model).name
+
+
+class UpstreamSettings(Section):
+    """A server that has models."""
+
+    name: Name
+    """Name of the upstream, for `models[].targets`, logs and metrics."""
+    kind: Literal["vllm", "ollama", "openai"]
+    """`vllm`, `ollama`, or `openai` for OpenAI and every API that speaks its dialect."""
+    base_url: Annotated[str, BeforeValidator(values.base_url)] | None = None
+    """URL of the API: up to and with `/v1` for vllm and openai, without a path for ollama."""
+    engine: EngineSettings | None = None
+    """vllm only, instead of `base_url`: the gateway runs the engine."""
+    api_key: SecretText | None = None
+    """Sent as `Authorization: Bearer`."""
+    headers: dict[Annotated[str, BeforeValidator(values.header_name)], SecretText] = {}
+    """Headers sent with every request."""
+    query: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]{1,128}$")], SecretText] = {}
+    """Query parameters sent with every request, such as Azure's `api-version`."""
+    ca_file: FilePath | None = None
+    """Certificates (PEM) to trust instead of the system's."""
+    models: tuple[ModelId, ...] | None = None
+    """What to offer, by the upstream's names; null: all that it lists."""
+    prefix: Prefix = ""
+    """Put before the names of its models, as in `openai/`."""
+    timeouts: TimeoutOverrides = TimeoutOverrides()
+    """Where they differ from `timeouts`."""
+    concurrency: Concurrency = Concurrency()
+    """How many requests it gets at once."""
+    parameters: Parameters = Parameters()
+    """What happens to a request's parameters."""
+    overrides: dict[ModelId, Override] = {}
+    """Settings of single models, by the upstream's names."""
+    options: OllamaOptions | None = None
+    """ollama only: options for every request."""
+    poll_interval: Annotated[Seconds, Field(ge=1)] = 15
+    """Seconds between two looks at what the upstream has."""
+    when_down: Literal["hide", "keep"] = "hide"
+    """Whether the models of an upstream that is down leave `/v1/models`, or stay and answer 503."""
+    hide_after: Seconds = 60
+    """Seconds of being down after which they leave."""
+
+    def policy_for(self, model: str) -> snapshot.ParameterPolicy:
+        """What happens to the parameters of a request to this model of the upstream."""
+        general = self.parameters
+        special = self.overrides[model].parameters if model in self.overrides else Parameters()
+        return snapshot.ParameterPolicy(
+            allow=frozenset(general.allow) | frozenset(special.allow),
+            rename={**general.rename, **special.rename},
+            drop=frozenset(general.drop) | frozenset(special.drop),
+            set={**general.set, **special.set},
+        )
+
+
+class TargetSettings(Section):
+    """One place that can answer for a model."""
+
+    upstream: Name
+    """Name of an upstream."""
+    model: ModelId
+    """The model's name in that upstream, or the name of an adapter on its engine."""
+
+
+class ModelSettings(Description):
+    """A public name of your own."""
+
+    id: ModelId
+    """The name that clients ask for."""
+    targets: Annotated[tuple[TargetSettings, ...], Field(min_length=1, max_length=32)]
+    """Where it is answered, in order; the next is tried while nothing was sent to the client."""
+
+
+class OpenWebUI(Section):
+    """What is done for Open WebUI."""
+
+    tasks: dict[TaskName, ModelId] = {}
+    """Background task (`title_generation` …, "*" for all) → public name of the model that does it."""
+
+
+class Adapters(Section):
+    """LoRA adapters, offered on every engine whose base model they fit."""
+
+    store: FilePath = Path("var/adapters")
+    """Folder of the gateway's own copies, one for each content; nobody else writes there."""
+    sources: Annotated[tuple[FilePath, ...], Field(max_length=64)] = ()
+    """Folders whose sub-folders are adapters; watched while the gateway runs."""
+    poll_interval: Annotated[Seconds, Field(ge=0.05)] = 1
+    """Seconds between two looks at the sources."""
+
+
+class Config(Section):
+    """The configuration of a gateway."""
+
+    server: Server = Server()
+    """Where the gateway listens, and what a connection may ask of it."""
+    auth: Auth = Auth()
+    """Who may use the gateway."""
+    storage: Storage = Storage()
+    """Where the gateway keeps what must outlive it."""
+    limits: Limits = Limits()
+    """Where rate limits are counted."""
+    log: Log = Log()
+    """What the gateway says of its work."""
+    timeouts: Timeouts = Timeouts()
+    """Seconds that every upstream gets, unless it has its own."""
+    upstreams: Annotated[tuple[UpstreamSettings, ...], Field(min_length=1, max_length=256)]
+    """The servers that have models."""
+    models: Annotated[tuple[ModelSettings, ...], Field(max_length=4096)] = ()
+    """Public names of your own, beside those that the upstreams list."""
+    openwebui: OpenWebUI = OpenWebUI()
+    """What is done for Open WebUI."""
+    adapters: Adapters = Adapters()
+    """LoRA adapters."""
+
+    def timeouts_for(self, upstream: UpstreamSettings) -> snapshot.Timeouts:
+        """The upstream's own time-outs over those of the file."""
+        own = upstream.timeouts.model_dump(exclude_none=True)
+        return snapshot.Timeouts(**{**self.timeouts.model_dump(), **own})

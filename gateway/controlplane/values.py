@@ -1,0 +1,187 @@
+"""What a single value of the configuration may be.  Pure: a validator returns the value or says what is wrong.
+
+A message never repeats the value, which may be a secret in the wrong place.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from gateway.domain.principal import PRIVILEGED_PARAMETERS
+from gateway.domain.secret import Secret
+
+_MAX_TEXT = 8192  # characters of a credential, a header or a URL: what servers take in one header line
+_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # a token, RFC 9110 5.6.2
+_HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
+_DURATION = re.compile(
+    r"-?\d+(\.\d+)?|(-?\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+"
+)  # Go's time.ParseDuration, which Ollama uses
+
+#: Headers that the gateway or the connection sets: RFC 9110 7.6.1 and those that frame the body.
+RESERVED_HEADERS = frozenset(
+    "connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding "
+    "upgrade host content-length content-type content-encoding accept-encoding expect".split()
+)
+
+
+class Address(NamedTuple):
+    """Where a base URL points: `path` without a trailing slash, `host` without the brackets of an IPv6 address."""
+
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+
+def wrong(message: str, hint: str = "") -> PydanticCustomError:
+    """The error of a validator: what is wrong, and what to write instead."""
+    return PydanticCustomError("value", "{message}", {"message": message, "hint": hint})
+
+
+def address(url: str) -> Address:
+    """Splits a base URL.  Raises PydanticCustomError for one that is not `http(s)://host[:port][/path]`."""
+    if not url.isascii() or len(url) > _MAX_TEXT or re.search(r"[\s\x00-\x1f\x7f\\]", url):
+        raise wrong("holds a character that a URL cannot have", "write it as http://host:port/v1")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise wrong("is not a URL with a valid host and port", "write it as http://host:port/v1") from None
+    if parts.scheme not in {"http", "https"}:
+        raise wrong("must begin with http:// or https://", "write it as http://host:port/v1")
+    if parts.username is not None or parts.password is not None:
+        raise wrong("must not hold a user name or a password", "put the credential in api_key or headers")
+    if "?" in url or "#" in url:
+        raise wrong("must not hold a query or a fragment", "put what follows the ? into query")
+    if not parts.hostname or not _is_host(parts.hostname):
+        raise wrong("has no valid host name", "write it as http://host:port/v1")
+    if port == 0:
+        raise wrong("has port 0, where nothing can listen")
+    default = 443 if parts.scheme == "https" else 80
+    return Address(parts.scheme, parts.hostname, port or default, parts.path.rstrip("/"))
+
+
+def base_url(value: object) -> str:
+    """A base URL, without a trailing slash."""
+    url = _text(value)
+    address(url)
+    return url.rstrip("/")
+
+
+def host(value: object) -> str:
+    """An address or a host name to listen on."""
+    name = _text(value)
+    if not _is_host(name):
+        raise wrong("is not an IP address or a host name", "write 127.0.0.1, or 0.0.0.0 for every interface")
+    return name
+
+
+def is_loopback(name: str) -> bool:
+    """Whether only this machine can reach what listens on `name`."""
+    if name.lower().rstrip(".") == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False
+
+
+def number(value: object) -> object:
+    """Lets everything pass that pydantic can judge; YAML's true and false are no numbers, though Python thinks so."""
+    if isinstance(value, bool):
+        raise wrong("must be a number, not true or false")
+    return value
+
+
+def path(value: object) -> Path:
+    """A path of the file system; a relative one counts from the current directory."""
+    text = _text(value)
+    if not text or "\0" in text:
+        raise wrong("must be a path")
+    return Path(text).expanduser() if text.startswith("~/") else Path(text)
+
+
+def header_name(value: object) -> str:
+    """The name of a header that an operator may set, in lower case."""
+    name = _text(value).lower()
+    if not _HEADER_NAME.fullmatch(name):
+        raise wrong("is not a valid header name")
+    if name in RESERVED_HEADERS:
+        raise wrong("is set by the gateway itself and cannot be set here")
+    return name
+
+
+def keep_alive(value: object) -> object:
+    """Ollama's `keep_alive`: seconds as a number, or a duration such as 10m."""
+    if isinstance(value, bool) or (isinstance(value, str) and not _DURATION.fullmatch(value)):
+        raise wrong("is not a duration", 'write seconds, or a duration such as "10m"')
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else value
+
+
+def storage_url(value: object) -> str:
+    """Where the state is kept; SQLite for now is all that is understood."""
+    url = _text(value)
+    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
+        raise wrong("must be sqlite:/// and the path of a file", "write sqlite:///var/gateway.db")
+    return url
+
+
+def limits_url(value: object) -> str:
+    """Where limits are counted; this process is all that is understood."""
+    url = _text(value)
+    if url != "memory://":
+        raise wrong("must be memory://", "limits are counted in this process; leave the key out")
+    return url
+
+
+class Privilege:
+    """Annotates a parameter that reaches into the engine; see `PRIVILEGED_PARAMETERS`."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(sorted(PRIVILEGED_PARAMETERS))
+
+
+class SecretSchema:
+    """Annotates a `Secret`: a string in the file, and never shown again.  `header`: it must fit into a header."""
+
+    def __init__(self, *, header: bool) -> None:
+        self._header = header
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(
+            self._read, serialization=core_schema.plain_serializer_function_ser_schema(str)
+        )
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string"}
+
+    def _read(self, value: object) -> Secret:
+        text = value.reveal() if isinstance(value, Secret) else _text(value)
+        if len(text) > _MAX_TEXT or "\0" in text:
+            raise wrong(f"is longer than {_MAX_TEXT} characters or holds a zero byte")
+        # RFC 9110 5.5: whatever else a header may hold is not understood alike by all servers.
+        if self._header and re.search(r"[^\t\x20-\x7e]", text):
+            raise wrong("holds a character that is not printable ASCII", "look for a line break or a curly quote in it")
+        return Secret(text)
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise wrong("must be text", "put it in quotes")
+    return value
+
+
+def _is_host(name: str) -> bool:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return len(name) <= 253 and _HOSTNAME.fullmatch(name) is not None
+    return True
