@@ -1,0 +1,392 @@
+"""A real server on loopback that speaks OpenAI's dialect and goes wrong on demand, byte by byte.
+
+Each model has a behaviour: a coroutine function over an `Exchange`.  `Script` is the fair one, with knobs and an
+optional fault after so many tokens; tests/fakes/faults.py has the faults; a test may write its own.
+
+The server keeps its own ledger: what arrived, how much it said, and when the client's side of the connection closed
+(the loop's clock, seconds).  Nothing that the gateway claims is needed to know what really happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import socket
+import struct
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Self
+
+from tests.fakes import openai_dialect as dialect
+from tests.fakes.openai_dialect import PIECES, Rejected, UsageRule
+
+_ENDPOINTS = {"/chat/completions": "chat", "/completions": "completions", "/embeddings": "embeddings"}
+_REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
+_WRITE_LIMIT = 64 * 1024
+
+Headers = Iterable[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request as it came; header names in lower case, in their order."""
+
+    method: str
+    target: str
+    headers: tuple[tuple[str, str], ...]
+    body: bytes
+
+    @property
+    def path(self) -> str:
+        return self.target.partition("?")[0]
+
+    @property
+    def query(self) -> str:
+        return self.target.partition("?")[2]
+
+    def header(self, name: str) -> str | None:
+        return next((value for key, value in self.headers if key == name), None)
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.body)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One line of the ledger.
+
+    `outcome`: "answered" (the behaviour came to its end, whatever that was), "left" (the client closed before that),
+    "" (still running).  `ended` is the time of either; `over` is set with it.
+    """
+
+    number: int
+    request: Request
+    arrived: float
+    tokens: int = 0
+    sent: int = 0
+    outcome: str = ""
+    ended: float = math.nan
+    over: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def model(self) -> str:
+        return str(self.request.json.get("model"))
+
+    def end(self, outcome: str, when: float) -> None:
+        self.outcome, self.ended = outcome, when
+        self.over.set()
+
+
+class Exchange:
+    """One request and the means to answer it, down to single bytes and the way the connection ends."""
+
+    def __init__(self, request: Request, attempt: Attempt, upstream: OpenAIUpstream, writer: asyncio.StreamWriter):
+        self.request = request
+        self.attempt = attempt
+        self.upstream = upstream
+        self.keep_alive = True
+        self._writer = writer
+
+    async def write(self, data: bytes) -> None:
+        """Exactly these bytes, as one write."""
+        self._writer.write(data)
+        self.attempt.sent += len(data)
+        await self._writer.drain()
+
+    async def head(self, status: int = 200, headers: Headers = ()) -> None:
+        lines = [f"HTTP/1.1 {status} {_REASONS.get(status, 'Status')}"]
+        lines += [f"{name}: {value}" for name, value in (("x-request-id", f"req_{self.attempt.number}"), *headers)]
+        await self.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+
+    async def json(self, body: bytes, status: int = 200, headers: Headers = ()) -> None:
+        """A whole answer."""
+        length = ("content-length", str(len(body)))
+        await self.head(status, (("content-type", "application/json"), length, *headers))
+        await self.write(body)
+
+    async def open_stream(self, headers: Headers = ()) -> None:
+        """The head of an event stream in chunks."""
+        kind = (("content-type", "text/event-stream; charset=utf-8"), ("transfer-encoding", "chunked"))
+        await self.head(200, (*kind, *headers))
+
+    async def chunk(self, data: bytes) -> None:
+        await self.write(b"%x\r\n%b\r\n" % (len(data), data))
+
+    async def end_stream(self) -> None:
+        await self.write(b"0\r\n\r\n")
+
+    async def hang(self) -> None:
+        """Never comes back: the exchange ends when the client leaves."""
+        await asyncio.get_running_loop().create_future()
+
+    def close(self) -> None:
+        """FIN after what was written."""
+        self.keep_alive = False
+        self._writer.close()
+
+    def reset(self) -> None:
+        """RST."""
+        self.keep_alive = False
+        sock: socket.socket = self._writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self._writer.transport.abort()
+
+
+Behaviour = Callable[[Exchange], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A fair OpenAI model, until its `fault` comes after `after` content tokens (before the answer's first byte when
+    the answer comes whole).
+
+    `ttft`, `itl`: seconds before the status line and before each token.  `newline` ends each line of the stream;
+    `prelude` is put before each event's data; `slices`: bytes a chunk (0: an event a chunk).
+    """
+
+    pieces: tuple[str, ...] = PIECES
+    ttft: float = 0.0
+    itl: float = 0.0
+    usage: UsageRule = field(default=lambda usage: usage)
+    newline: bytes = b"\n"
+    prelude: bytes = b""
+    slices: int = 0
+    headers: tuple[tuple[str, str], ...] = ()
+    after: int = 0
+    fault: Behaviour | None = None
+
+    async def __call__(self, exchange: Exchange) -> None:
+        endpoint = _ENDPOINTS[exchange.request.path.removeprefix("/v1")]
+        body = exchange.request.json
+        if self.ttft:
+            await asyncio.sleep(self.ttft)
+        if endpoint == "embeddings":
+            await exchange.json(json.dumps(dialect.embeddings(body)).encode(), headers=self.headers)
+            return
+        answerer = dialect.Answerer(body, endpoint, self.pieces, self.usage, id=f"chatcmpl-{exchange.attempt.number}")
+        if not body.get("stream"):
+            await self._whole(exchange, answerer)
+            return
+        await exchange.open_stream(self.headers)
+        for event in answerer.chunks():
+            if event.tokens:
+                if self.fault and exchange.attempt.tokens >= self.after:
+                    await self.fault(exchange)
+                    return
+                if self.itl:
+                    await asyncio.sleep(self.itl)
+            await self.event(exchange, json.dumps(event.data, ensure_ascii=False).encode())
+            exchange.attempt.tokens += event.tokens
+        if self.fault:
+            await self.fault(exchange)
+            return
+        await self.event(exchange, b"[DONE]")
+        await exchange.end_stream()
+
+    async def _whole(self, exchange: Exchange, answerer: dialect.Answerer) -> None:
+        if self.itl:
+            await asyncio.sleep(self.itl * len(answerer.generation().pieces))
+        if self.fault:
+            await self.fault(exchange)
+            return
+        answer = answerer.whole()
+        exchange.attempt.tokens = len(answerer.generation().pieces)
+        await exchange.json(json.dumps(answer, ensure_ascii=False).encode(), headers=self.headers)
+
+    async def event(self, exchange: Exchange, data: bytes) -> None:
+        framed = self.prelude + b"data: " + data + self.newline * 2
+        step = self.slices or len(framed)
+        for start in range(0, len(framed), step):
+            await exchange.chunk(framed[start : start + step])
+            if self.slices:
+                await asyncio.sleep(0)
+
+
+class _Connection(asyncio.StreamReaderProtocol):
+    """Knows at once when the client has closed, also while nobody reads."""
+
+    def __init__(self, upstream: OpenAIUpstream) -> None:
+        self.left = asyncio.Event()
+        self.left_at = math.nan
+        self._upstream = upstream
+        reader = asyncio.StreamReader(limit=2**20)
+        super().__init__(reader, self._serve)
+
+    def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Awaitable[None]:
+        return self._upstream._serve(self, reader, writer)
+
+    def _leave(self) -> None:
+        if not self.left.is_set():
+            self.left_at = asyncio.get_running_loop().time()
+            self.left.set()
+
+    def eof_received(self) -> bool:
+        self._leave()
+        return bool(super().eof_received())
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._leave()
+        super().connection_lost(exc)
+
+
+class OpenAIUpstream:
+    """The server.  `models`: name → behaviour; `cards`: further keys of a model's entry in the list.
+
+    With an `api_key`, every other key is refused as OpenAI does.  A behaviour's own exception is raised when the
+    server closes: a fake that breaks by accident must not look like a fault by design.
+    """
+
+    def __init__(
+        self,
+        models: Mapping[str, Behaviour] | None = None,
+        *,
+        api_key: str = "",
+        cards: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
+        self.models: dict[str, Behaviour] = dict(models if models is not None else {"m": Script()})
+        self.cards = dict(cards or {})
+        self.api_key = api_key
+        self.requests: list[Request] = []
+        self.ledger: list[Attempt] = []
+        self.connections = 0  # accepted so far
+        self._arrived = asyncio.Condition()
+        self._broken: list[Exception] = []
+        self._serving: set[asyncio.Task[Any]] = set()
+        self._port = 0
+
+    @property
+    def url(self) -> str:
+        """The base URL that goes into a configuration."""
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    async def __aenter__(self) -> Self:
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ):
+        self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+        if self._broken and error is None:
+            raise self._broken[0]
+
+    async def attempt(self, number: int, within: float = 5.0) -> Attempt:
+        """The attempt of that number (from 0), as soon as it has arrived."""
+        async with asyncio.timeout(within), self._arrived:
+            await self._arrived.wait_for(lambda: len(self.ledger) > number)
+        return self.ledger[number]
+
+    async def _serve(self, client: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._serving.add(task)
+        self.connections += 1
+        writer.transport.set_write_buffer_limits(_WRITE_LIMIT)
+        try:
+            while (request := await _read_request(reader)) is not None:
+                self.requests.append(request)
+                if not await self._answer(request, client, writer):
+                    break
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        except Exception as error:  # noqa: BLE001 - kept, and raised when the server closes
+            self._broken.append(error)
+        finally:
+            self._serving.discard(task)
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _answer(self, request: Request, client: _Connection, writer: asyncio.StreamWriter) -> bool:
+        """Answers, and says whether the connection may be used again."""
+        loop = asyncio.get_running_loop()
+        attempt = Attempt(len(self.ledger), request, loop.time())
+        exchange = Exchange(request, attempt, self, writer)
+        path = request.path.removeprefix("/v1")
+        try:
+            self._authorise(request)
+            if request.method == "GET" and path.startswith("/models"):
+                await exchange.json(self._models(path.removeprefix("/models")))
+                return exchange.keep_alive
+            if path not in _ENDPOINTS or request.method != "POST":
+                raise Rejected(
+                    404, f"Invalid URL ({request.method} {request.path})", type="invalid_request_error", code=None
+                )
+            async with self._arrived:
+                self.ledger.append(attempt)
+                self._arrived.notify_all()
+            body = dialect.check(_ENDPOINTS[path], _parsed(request.body), tuple(self.models))
+            playing: asyncio.Future[None] = asyncio.ensure_future(self.models[body["model"]](exchange))
+        except Rejected as rejection:
+            await exchange.json(rejection.body, rejection.status)
+            attempt.end("answered", loop.time())
+            return exchange.keep_alive
+        leaving = asyncio.ensure_future(client.left.wait())
+        try:
+            await asyncio.wait({playing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if playing.done():
+                with suppress(ConnectionError):
+                    playing.result()
+                    attempt.end("answered", loop.time())
+        finally:
+            for future in (playing, leaving):
+                future.cancel()
+            await asyncio.gather(playing, leaving, return_exceptions=True)
+            if not attempt.over.is_set():
+                attempt.end("left", client.left_at)
+        return exchange.keep_alive and not client.left.is_set()
+
+    def _authorise(self, request: Request) -> None:
+        if self.api_key and request.header("authorization") != f"Bearer {self.api_key}":
+            message = "Incorrect API key provided. You can find your API key in your account's settings."
+            raise Rejected(401, message, type="invalid_request_error", code="invalid_api_key")
+
+    def _models(self, wanted: str) -> bytes:
+        cards = {
+            name: {"id": name, "object": "model", "created": dialect.CREATED, "owned_by": "fake"}
+            | dict(self.cards.get(name, {}))
+            for name in self.models
+        }
+        if not wanted:
+            return json.dumps({"object": "list", "data": list(cards.values())}).encode()
+        if (card := cards.get(wanted.removeprefix("/"))) is None:
+            raise Rejected(404, "The model does not exist", type="invalid_request_error", code="model_not_found")
+        return json.dumps(card).encode()
+
+
+def _parsed(body: bytes) -> object:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
+
+
+async def _read_request(reader: asyncio.StreamReader) -> Request | None:
+    """The next request; None when the client has closed between two."""
+    try:
+        block = await reader.readuntil(b"\r\n\r\n")
+    except asyncio.IncompleteReadError as cut:
+        if cut.partial:
+            raise
+        return None
+    start, *lines = block.decode("latin-1").split("\r\n")[:-2]
+    method, target, _ = start.split(" ")
+    headers = tuple((name.lower(), value.strip()) for name, _, value in (line.partition(":") for line in lines))
+    fields = dict(headers)
+    body = b""
+    if "chunked" in fields.get("transfer-encoding", ""):
+        while size := int((await reader.readline()).partition(b";")[0], 16):
+            body += (await reader.readexactly(size + 2))[:-2]
+        await reader.readuntil(b"\r\n")
+    elif length := int(fields.get("content-length", "0")):
+        body = await reader.readexactly(length)
+    return Request(method, target, headers, body)
