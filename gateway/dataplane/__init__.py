@@ -1,0 +1,1 @@
+"""Serves requests from an immutable snapshot and touches no storage."""

@@ -1,0 +1,1 @@
+"""Metrics and logs: all their names in one place."""

@@ -1,0 +1,339 @@
+"""OpenAI's dialect: OpenAI itself and every API that speaks like it."""
+
+from __future__ import annotations
+
+import base64
+import re
+from array import array
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+
+from gateway.backends import parameters
+from gateway.backends.base import Answer, Ask, DecodeFault, Discovery, UpstreamRequest
+from gateway.backends.json import rename_model
+from gateway.backends.sse import EventSplitter, EventTooLarge
+from gateway.domain.call import Call, Endpoint
+from gateway.domain.errors import Reason, UpstreamFault
+from gateway.domain.listing import ListedModel
+from gateway.domain.snapshot import Target, Upstream
+from gateway.domain.usage import Usage, from_openai
+
+_DONE = b"data: [DONE]\n\n"
+_MAX_MESSAGE = 1000  # characters of an upstream's message that are passed on
+#: What an upstream's message may give away: addresses in memory, paths, credentials.
+_TELLTALE = re.compile(
+    r"0x[0-9a-fA-F]{6,}|(?:sk|pk|gw|key|hf|gsk)[-_][A-Za-z0-9_\-]{8,}|Bearer\s+\S+|(?<![\w:/.])/(?:[\w.@+-]+/)+[\w.@+-]*"
+)
+#: Answers that say "not here, not now": another target may do better.
+_RETRYABLE = frozenset({408, 429, 500, 502, 503, 504, 529})
+
+
+class OpenAI:
+    """The dialect of OpenAI's API."""
+
+    kind = "openai"
+    endpoints = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS})
+    known = parameters.OPENAI
+
+    def prepare(self, call: Call, target: Target, upstream: Upstream) -> UpstreamRequest:
+        """The client's parameters that this upstream takes, with the upstream's model name, usage always asked for."""
+        body, dropped = parameters.select(call.body, self.known[call.endpoint], target.parameters)
+        body["model"] = target.model
+        if target.strip_tools and body.pop("tools", None) is not None:
+            body.pop("tool_choice", None)
+            body.pop("parallel_tool_calls", None)
+            dropped += ("tools",)
+        if call.stream and call.endpoint is not Endpoint.EMBEDDINGS:
+            body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        if not target.developer_role and call.endpoint is Endpoint.CHAT:
+            body["messages"] = _system_role(body.get("messages"))
+        return UpstreamRequest(self.path(call, upstream), orjson.dumps(body), dropped=dropped)
+
+    def path(self, call: Call, upstream: Upstream) -> str:
+        """The path below the origin, with the upstream's own query."""
+        path = upstream.path + call.endpoint.value.removeprefix("/v1")
+        return f"{path}?{upstream.query}" if upstream.query else path
+
+    def decoder(self, call: Call, target: Target) -> OpenAIDecoder:
+        """One for each stream."""
+        return OpenAIDecoder(call.model, call.wants_usage)
+
+    def answer(self, call: Call, target: Target, body: bytes) -> Answer:
+        """The upstream's bytes under the name that the client asked for."""
+        try:
+            parsed = orjson.loads(body)
+        except orjson.JSONDecodeError:
+            parsed = None
+        if not isinstance(parsed, dict):
+            raise _protocol("The upstream's answer is not a JSON object.")
+        if error := parsed.get("error"):
+            raise self.fault(call, target, _error_status(error), body)
+        return Answer(rename_model(body, parsed, call.model), from_openai(parsed.get("usage")))
+
+    def fault(self, call: Call, target: Target, status: int, body: bytes) -> UpstreamFault:
+        """A 4xx is the client's and keeps its message; everything else is ours to explain."""
+        message, kind, code, param = _error_fields(body)
+        if status in (401, 403):
+            return UpstreamFault(
+                f"The upstream '{target.upstream}' refused the gateway's key; the operator must mend it.",
+                reason=Reason.UPSTREAM_STATUS, retryable=True, status=502, upstream_status=status, should_retry=False,
+            )  # fmt: skip
+        if status in _RETRYABLE or status >= 500:
+            return UpstreamFault(
+                f"The upstream '{target.upstream}' answered with status {status}."
+                + (" It is over its rate limit; try again shortly." if status == 429 else ""),
+                reason=Reason.UPSTREAM_STATUS, retryable=True, status=status if status in (429, 503, 504) else 502,
+                type="rate_limit_error" if status == 429 else None,
+                code="rate_limit_exceeded" if status == 429 else None, upstream_status=status,
+            )  # fmt: skip
+        if status < 400:
+            return _protocol(f"The upstream answered with status {status}, which is not followed.")
+        return UpstreamFault(
+            _public(message, call, target) or f"The upstream refused the request (status {status}).",
+            reason=Reason.UPSTREAM_STATUS, retryable=False, status=status if status in (404, 409, 413, 422) else 400,
+            type=kind if kind in _PUBLIC_TYPES else "invalid_request_error", code=code or "upstream_refused",
+            param=param, upstream_status=status,
+        )  # fmt: skip
+
+    def discover(self, upstream: Upstream) -> Discovery:
+        """`GET /models`."""
+        query = f"?{upstream.query}" if upstream.query else ""
+        body = yield Ask(f"{upstream.path}/models{query}")
+        return parse_models(body)
+
+
+def parse_models(body: bytes | None) -> tuple[ListedModel, ...]:
+    """The models of an OpenAI list (`{"data": […]}` or a bare list).  Raises ValueError where it is none."""
+    if body is None:
+        raise ValueError("the list of models did not come")
+    parsed = orjson.loads(body)
+    entries = parsed.get("data") if isinstance(parsed, dict) else parsed
+    if not isinstance(entries, list):
+        raise ValueError("the answer to GET /models has no list `data`")
+    return tuple(
+        ListedModel(
+            id=entry["id"],
+            name=_text(entry.get("name")),
+            context_length=_int(entry.get("max_model_len")) or _int(entry.get("context_length")),
+            parent=_text(entry.get("parent")),
+            root=_text(entry.get("root")),
+            created=_int(entry.get("created")),
+        )
+        for entry in entries
+        if isinstance(entry, dict) and isinstance(entry.get("id"), str) and entry["id"]
+    )
+
+
+class OpenAIDecoder:
+    """Relays the payload bytes of each event as they are; changes only the model's name, and holds the usage back."""
+
+    __slots__ = (
+        "_finish",
+        "_head",
+        "_model",
+        "_seen",
+        "_splitter",
+        "_usage_chunk",
+        "_wants_usage",
+        "finished",
+        "tokens",
+        "usage",
+    )
+
+    def __init__(self, model: str, wants_usage: bool) -> None:
+        self.usage: Usage | None = None
+        self.tokens = 0
+        self.finished = False
+        self._model = model
+        self._wants_usage = wants_usage
+        self._splitter = EventSplitter()
+        self._head: dict[str, Any] = {}
+        self._usage_chunk: dict[str, Any] = {}
+        self._seen: set[int] = set()
+        self._finish: set[int] = set()
+
+    def feed(self, data: bytes) -> bytes:
+        """Complete events, reframed as one `data:` line each."""
+        try:
+            payloads = self._splitter.feed(data)
+        except EventTooLarge:
+            raise _protocol("The upstream sent an event of more than 8 MiB.") from None
+        return self._relay(payloads)
+
+    def end(self) -> None:
+        """Fine after `[DONE]`, and where each choice has its finish reason (some vendors send no `[DONE]`)."""
+        if not self.finished:
+            self._relay(self._splitter.flush())
+        if not self.finished and not (self._seen and self._seen == self._finish):
+            raise DecodeFault(
+                "The upstream closed the stream before the answer was complete.",
+                reason=Reason.UPSTREAM_CUT, retryable=True,
+            )  # fmt: skip
+        self.finished = True
+
+    def tail(self, usage: Usage, extras: Mapping[str, Any]) -> bytes:
+        """The usage chunk, if it was asked for, and `[DONE]`."""
+        if not self._wants_usage:
+            return _DONE
+        chunk = self._usage_chunk
+        reported = chunk.get("usage") or usage.as_openai()
+        event = {**self._head, **chunk, "model": self._model, "choices": [], "usage": {**reported, **extras}}
+        return b"data: " + orjson.dumps(event) + b"\n\n" + _DONE
+
+    def _relay(self, payloads: list[bytes]) -> bytes:
+        out: list[bytes] = []
+        for payload in payloads:
+            if self.finished:
+                break
+            if payload == b"[DONE]":
+                self.finished = True
+                break
+            try:
+                raw = self._event(payload)
+            except DecodeFault as fault:
+                fault.flushed = b"".join(out)
+                raise
+            if raw:
+                out += (b"data: ", raw, b"\n\n")
+        return b"".join(out)
+
+    def _event(self, payload: bytes) -> bytes:
+        """The payload for the client, or b"" for what it is not to see."""
+        try:
+            event = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            raise _protocol("The upstream sent an event that is not JSON.") from None
+        if not isinstance(event, dict):
+            raise _protocol("The upstream sent an event that is not a JSON object.")
+        choices = event.get("choices")
+        if not choices:
+            if event.get("error"):
+                raise _stream_error(event["error"])
+            if choices is None and "usage" not in event:
+                return b""  # no shape that a client of this API knows
+        if (reported := event.get("usage")) is not None:
+            usage = from_openai(reported)
+            self.usage = usage or self.usage
+            if not choices:
+                if usage is not None:
+                    self._usage_chunk = event
+                return b""
+        if not self._head:
+            self._head = {key: event[key] for key in ("id", "object", "created") if key in event}
+        changed = _unfit(event)
+        for choice in choices or ():
+            if not isinstance(choice, dict):
+                raise _protocol("The upstream sent a choice that is not a JSON object.")
+            index = choice.get("index", 0)
+            self._seen.add(index)
+            if choice.get("finish_reason") is not None:
+                self._finish.add(index)
+            delta = choice.get("delta")
+            if delta:
+                if _has_content(delta):
+                    self.tokens += 1
+            elif choice.get("text"):
+                self.tokens += 1
+            elif delta is None and "delta" in choice:
+                changed = True
+        if changed:
+            return orjson.dumps(_fit(event, self._model))
+        return rename_model(payload, event, self._model)
+
+
+def _has_content(delta: Any) -> bool:
+    return isinstance(delta, dict) and bool(
+        delta.get("content")
+        or delta.get("reasoning_content")
+        or delta.get("reasoning")
+        or delta.get("thinking")
+        or delta.get("tool_calls")
+        or delta.get("refusal")
+    )
+
+
+def _unfit(event: dict[str, Any]) -> bool:
+    """Open WebUI drops a chunk, with its text, that has `timings` or `type` null; and it acts on `event` objects,
+    which are the gateway's to send and never an upstream's (CVE-2025-64496)."""
+    return "event" in event or event.get("timings", 0) is None or event.get("type", 0) is None
+
+
+def _fit(event: dict[str, Any], model: str) -> dict[str, Any]:
+    fit = {k: v for k, v in event.items() if k != "event" and not (v is None and k in ("timings", "type", "choices"))}
+    if "model" in fit:
+        fit["model"] = model
+    fit["choices"] = [
+        {k: v for k, v in choice.items() if not (k == "delta" and v is None)} for choice in event.get("choices") or ()
+    ]
+    return fit
+
+
+def _system_role(messages: Any) -> Any:
+    if not isinstance(messages, list):
+        return messages
+    return [{**m, "role": "system"} if isinstance(m, dict) and m.get("role") == "developer" else m for m in messages]
+
+
+def _protocol(message: str) -> DecodeFault:
+    return DecodeFault(message, reason=Reason.UPSTREAM_PROTOCOL, retryable=True)
+
+
+def _stream_error(error: Any) -> DecodeFault:
+    """An error event in a stream.  Its text is the upstream's own business; what the client needs is that the answer
+    is not complete and whether asking again makes sense."""
+    status = _error_status(error)
+    return DecodeFault(
+        "The upstream reported an error while it was answering.",
+        reason=Reason.UPSTREAM_STATUS, retryable=status >= 500 or status == 429, upstream_status=status,
+    )  # fmt: skip
+
+
+def _error_status(error: Any) -> int:
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code <= 599 else 500
+
+
+_PUBLIC_TYPES = frozenset({"invalid_request_error", "rate_limit_error", "not_found_error"})
+
+
+def _error_fields(body: bytes) -> tuple[str, str | None, str | None, str | None]:
+    """message, type, code and param of an error body in OpenAI's form, or in one of those seen elsewhere."""
+    try:
+        parsed = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return "", None, None, None
+    error = parsed.get("error", parsed) if isinstance(parsed, dict) else parsed
+    if isinstance(error, str):
+        return error, None, None, None
+    if not isinstance(error, dict):
+        return "", None, None, None
+    message = error.get("message") or error.get("detail")
+    return (
+        message if isinstance(message, str) else "",
+        _text(error.get("type")),
+        _text(error.get("code")),
+        _text(error.get("param")),
+    )
+
+
+def _public(message: str, call: Call, target: Target) -> str:
+    """An upstream's message, under the client's model name and without what it must not give away."""
+    if "<html" in message[:500].lower():
+        return ""
+    message = message.replace(target.model, call.model) if target.model else message
+    return _TELLTALE.sub("[…]", message[:_MAX_MESSAGE]).strip()
+
+
+def _text(value: object) -> str | None:
+    return value[:200] if isinstance(value, str) and value else None
+
+
+def _int(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
+
+
+def as_base64(vector: list[float]) -> str:
+    """An embedding as OpenAI's base64 form: little-endian float32."""
+    return base64.b64encode(array("f", vector).tobytes()).decode("ascii")

@@ -1,0 +1,33 @@
+"""vLLM: OpenAI's dialect, vLLM's extra parameters, and its way of telling errors."""
+
+from __future__ import annotations
+
+from gateway.backends import parameters
+from gateway.backends.openai import OpenAI
+from gateway.domain.call import Call, Endpoint
+from gateway.domain.errors import Reason, UpstreamFault
+from gateway.domain.snapshot import Target, Upstream
+
+
+class VLLM(OpenAI):
+    """The dialect of vLLM's OpenAI server (0.32)."""
+
+    kind = "vllm"
+    endpoints = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS, Endpoint.TOKENIZE})
+    known = parameters.VLLM
+
+    def path(self, call: Call, upstream: Upstream) -> str:
+        """`/tokenize` lies beside `/v1`, not below it."""
+        if call.endpoint is Endpoint.TOKENIZE:
+            return upstream.path.removesuffix("/v1") + "/tokenize"
+        return super().path(call, upstream)
+
+    def fault(self, call: Call, target: Target, status: int, body: bytes) -> UpstreamFault:
+        """A 404 for a name that the gateway chose means that the engine lost it, which is no mistake of the client."""
+        if status == 404 and b"does not exist" in body:
+            return UpstreamFault(
+                f"The model '{call.model}' is not loaded in its engine at the moment; it is being loaded again.",
+                reason=Reason.UPSTREAM_STATUS, retryable=True, status=503, code="model_not_loaded",
+                upstream_status=status, retry_after=2, should_retry=True,
+            )  # fmt: skip
+        return super().fault(call, target, status, body)

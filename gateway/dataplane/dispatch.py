@@ -1,0 +1,228 @@
+"""One attempt: a place on the upstream, the request, and the answer relayed as it comes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+from gateway.backends import BACKENDS
+from gateway.backends.base import Backend, DecodeFault, Decoder, UpstreamRequest
+from gateway.dataplane.client import Connection, connect_fault
+from gateway.dataplane.metering import Record, display_extras, estimate
+from gateway.dataplane.reply import Reply
+from gateway.dataplane.scope import Scope
+from gateway.dataplane.upstreams import LiveUpstream
+from gateway.domain.call import Call, Endpoint
+from gateway.domain.errors import InvalidRequest, Overloaded, Reason, UpstreamFault
+from gateway.domain.snapshot import Target, Upstream
+from gateway.domain.usage import Usage
+from gateway.telemetry.metrics import Metrics
+
+_MAX_ERROR = 64 * 1024  # bytes of an upstream's error that are read
+_MAX_ANSWER = 256 * 1024 * 1024  # bytes of a whole answer (embeddings of a large batch, images)
+_MAX_RETRY_AFTER = 120.0  # seconds; beyond it the OpenAI SDK gives up at once
+_TLS = 3.0  # seconds on top of the connect time-out
+_STATUS_EVERY = 1.0  # seconds between two status lines for one who waits
+_ENVELOPE = 400  # bytes of a whole answer that are not text
+_BYTES_PER_TOKEN = 4
+_TIMEOUTS = (Reason.UPSTREAM_CONNECT, Reason.UPSTREAM_TTFT, Reason.LIMIT)
+
+
+class Attempt:
+    """Serves a call from one target.  Lives as long as the attempt."""
+
+    def __init__(
+        self, call: Call, target: Target, upstream: Upstream, live: LiveUpstream, scope: Scope, record: Record,
+        reply: Reply, metrics: Metrics,
+    ) -> None:  # fmt: skip
+        self._call = call
+        self._target = target
+        self._upstream = upstream
+        self._live = live
+        self._scope = scope
+        self._record = record
+        self._reply = reply
+        self._metrics = metrics
+        self._backend: Backend = BACKENDS[upstream.kind]
+
+    async def run(self) -> None:
+        """Serves the call.  Raises UpstreamFault or Overloaded; `reply.committed` tells whether it was too late for
+        another target.  A time-out before the first byte ends the attempt, any other the request."""
+        if self._call.endpoint not in self._backend.endpoints:
+            raise InvalidRequest(
+                f"The model '{self._call.model}' has no {self._call.endpoint.value}: its upstream is of kind "
+                f"'{self._upstream.kind}'.", param="model",
+            )  # fmt: skip
+        request = self._backend.prepare(self._call, self._target, self._upstream)
+        try:
+            async with self._place():
+                await self._exchange(request)
+        except asyncio.CancelledError:
+            if self._scope.reason not in _TIMEOUTS:
+                raise
+            fault = self._timed_out(self._scope.reason)
+            self._scope.caught()
+            self._scope.resume()
+            raise fault from None
+
+    @contextlib.asynccontextmanager
+    async def _place(self) -> AsyncIterator[None]:
+        slots = self._live.slots
+        if not slots.try_acquire():
+            await self._queue()
+        try:
+            yield
+        finally:
+            slots.release()
+
+    async def _queue(self) -> None:
+        slots = self._live.slots
+        self._scope.enter("queue", slots.bounds.queue_timeout, Reason.LIMIT)
+        place = slots.enqueue(self._upstream.name)
+        tell = self._call.client.openwebui and self._call.stream
+        try:
+            while not place.done():
+                await asyncio.wait((place,), timeout=_STATUS_EVERY if tell else None)
+                if tell and not place.done():
+                    await self._reply.status(f"Queued, position {slots.position(place)}")
+        except asyncio.CancelledError:
+            slots.leave(place)
+            raise
+
+    async def _exchange(self, request: UpstreamRequest) -> None:
+        scope, timeouts = self._scope, self._upstream.timeouts
+        scope.enter(
+            "connect", timeouts.connect + (_TLS if self._upstream.scheme == "https" else 0), Reason.UPSTREAM_CONNECT
+        )
+        wait = timeouts.first_byte if self._call.stream else timeouts.answer
+        connection = await self._live.client.send(
+            request, self._call.request_id, lambda: scope.enter("headers", wait, Reason.UPSTREAM_TTFT)
+        )
+        fault: UpstreamFault | None = None
+        try:
+            if connection.status != 200:
+                fault = await self._refused(connection)
+            elif self._call.stream:
+                await self._relay(connection, request)
+            else:
+                await self._whole(connection, request)
+        except BaseException:
+            connection.abort()
+            raise
+        connection.release(linger=fault is None)
+        if fault is not None:
+            raise fault
+
+    async def _relay(self, connection: Connection, request: UpstreamRequest) -> None:
+        decoder = self._backend.decoder(self._call, self._target)
+        record, reply, scope, timeouts = self._record, self._reply, self._scope, self._upstream.timeouts
+        try:
+            while not decoder.finished:
+                data = await connection.read()
+                if data:
+                    out = decoder.feed(data)
+                else:
+                    out = b""
+                    decoder.end()
+                if out:
+                    now = time.monotonic()
+                    if not reply.committed:
+                        record.first_byte = now
+                        record.status = 200
+                        await reply.stream(self._headers(request))
+                    record.last_byte = now
+                    await reply.event(out)
+                if reply.committed:
+                    scope.phase = "stream"
+                    scope.streaming(timeouts.byte_idle, timeouts.token_idle, event=bool(out))
+        except DecodeFault as fault:
+            if fault.flushed and reply.committed:
+                await reply.event(fault.flushed)
+            self._usage(decoder)
+            raise
+        except BaseException:
+            self._usage(decoder)
+            raise
+        usage = self._usage(decoder)
+        record.status = 200
+        record.settle(Reason.COMPLETED, self._metrics, scope.phase)
+        await reply.stream(self._headers(request))
+        await reply.event(decoder.tail(usage, display_extras(self._call, self._target, record, usage)), more=False)
+
+    def _usage(self, decoder: Decoder) -> Usage:
+        """Reported by the upstream, else counted here; an attempt that gave nothing used nothing."""
+        usage = decoder.usage or estimate(self._call, decoder.tokens)
+        if self._reply.committed or decoder.usage is not None:
+            self._record.usage = usage
+        return usage
+
+    async def _whole(self, connection: Connection, request: UpstreamRequest) -> None:
+        timeouts = self._upstream.timeouts
+        parts = []
+        size = 0
+        while data := await connection.read():
+            parts.append(data)
+            size += len(data)
+            if size > _MAX_ANSWER:
+                raise DecodeFault(
+                    "The upstream's answer is larger than 256 MiB.", reason=Reason.UPSTREAM_PROTOCOL, retryable=False
+                )
+            self._scope.phase = "body"
+            self._scope.streaming(timeouts.byte_idle, timeouts.token_idle, event=True)
+        body = b"".join(parts)
+        answer = self._backend.answer(self._call, self._target, body)
+        record = self._record
+        record.first_byte = record.last_byte = time.monotonic()
+        record.usage = answer.usage or estimate(self._call, _answer_tokens(self._call, answer.body))
+        record.status = 200
+        record.settle(Reason.COMPLETED, self._metrics, self._scope.phase)
+        await self._reply.whole(200, answer.body, self._headers(request))
+
+    async def _refused(self, connection: Connection) -> UpstreamFault:
+        body = b""
+        while len(body) < _MAX_ERROR and (data := await connection.read()):
+            body += data
+        fault = self._backend.fault(self._call, self._target, connection.status, body[:_MAX_ERROR])
+        if connection.status in (429, 503):
+            fault.retry_after = _retry_after(connection.headers) or fault.retry_after
+        return fault
+
+    def _timed_out(self, reason: Reason | None) -> UpstreamFault | Overloaded:
+        name, timeouts = self._upstream.name, self._upstream.timeouts
+        if reason is Reason.LIMIT:
+            return Overloaded(
+                f"No place on the upstream '{name}' became free within {self._upstream.concurrency.queue_timeout:g} s.",
+                retry_after=5,
+            )
+        if reason is Reason.UPSTREAM_CONNECT:
+            return connect_fault(name, f"no connection within {timeouts.connect:g} s")
+        wait = timeouts.first_byte if self._call.stream else timeouts.answer
+        return UpstreamFault(
+            f"The upstream '{name}' sent nothing within {wait:g} s.",
+            reason=Reason.UPSTREAM_TTFT, retryable=True, status=504, should_retry=False,
+        )  # fmt: skip
+
+    def _headers(self, request: UpstreamRequest) -> list[tuple[bytes, bytes]]:
+        headers = [(b"x-gateway-upstream", self._target.upstream.encode())]
+        if self._target.adapter:
+            headers.append((b"x-gateway-adapter", self._target.adapter.encode()))
+        if request.dropped:
+            names = ",".join(name for name in request.dropped if name.isascii() and name.isidentifier())
+            headers.append((b"x-gateway-dropped-params", names[:500].encode()))
+        return headers
+
+
+def _retry_after(headers: list[tuple[bytes, bytes]]) -> float | None:
+    for name, value in headers:
+        if name == b"retry-after" and value.isdigit() and len(value) < 6:
+            return min(float(value), _MAX_RETRY_AFTER)
+    return None
+
+
+def _answer_tokens(call: Call, body: bytes) -> int:
+    """An estimate for a whole answer without usage: its text by its size; embeddings generate nothing."""
+    if call.endpoint not in (Endpoint.CHAT, Endpoint.COMPLETIONS):
+        return 0
+    return max(0, len(body) - _ENVELOPE) // _BYTES_PER_TOKEN

@@ -1,0 +1,113 @@
+"""What a request used and how it ended: collected while it runs, told once when it is settled."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from gateway.domain.call import Call
+from gateway.domain.errors import Reason
+from gateway.domain.snapshot import Target
+from gateway.domain.usage import Usage
+from gateway.telemetry.metrics import Metrics
+
+_BYTES_PER_TOKEN = 4  # English text; only for prompts of upstreams that report no usage
+
+_access = logging.getLogger("gateway.access")
+
+
+@dataclass(slots=True)
+class Record:
+    """One request's account.  Owned by the task that serves it; settled exactly once."""
+
+    request_id: str
+    endpoint: str
+    principal: str
+    started: float = field(default_factory=time.monotonic)
+    model: str = ""
+    upstream: str = ""
+    adapter: str = ""
+    task: str = ""
+    status: int = 0
+    attempts: int = 0
+    usage: Usage | None = None
+    first_byte: float | None = None
+    last_byte: float | None = None
+    settled: bool = False
+
+    def serve_from(self, target: Target) -> None:
+        """This target is tried now."""
+        self.upstream = target.upstream
+        self.adapter = target.adapter or ""
+        self.attempts += 1
+
+    def settle(self, reason: Reason, metrics: Metrics, phase: str) -> None:
+        """The terminal step.  The first call counts; the access log and the metrics then hold this request."""
+        if self.settled:
+            return
+        self.settled = True
+        now = time.monotonic()
+        usage = self.usage
+        ttft = None if self.first_byte is None else self.first_byte - self.started
+        inter_token = None
+        if usage is not None and usage.completion > 1 and self.first_byte is not None and self.last_byte is not None:
+            inter_token = (self.last_byte - self.first_byte) / (usage.completion - 1)
+        if reason in (Reason.CLIENT_CANCEL, Reason.SLOW_CLIENT):
+            metrics.cancelled(phase)
+        metrics.request(
+            model=self.model,
+            adapter=self.adapter,
+            upstream=self.upstream,
+            status=self.status,
+            reason=reason.value,
+            usage=usage,
+            ttft=ttft,
+            inter_token=inter_token,
+            duration=now - self.started,
+        )
+        if _access.isEnabledFor(logging.INFO):
+            _access.info("%s %d %s", self.endpoint, self.status, reason.value, extra=self._fields(reason, ttft, now))
+
+    def _fields(self, reason: Reason, ttft: float | None, now: float) -> dict[str, Any]:
+        usage = self.usage or Usage()
+        return {
+            "request_id": self.request_id,
+            "key": self.principal,
+            "model": self.model,
+            "upstream": self.upstream,
+            "adapter": self.adapter,
+            "task": self.task,
+            "status": self.status,
+            "reason": reason.value,
+            "attempts": self.attempts,
+            "prompt_tokens": usage.prompt,
+            "completion_tokens": usage.completion,
+            "estimated": usage.estimated,
+            "ttft_ms": None if ttft is None else round(ttft * 1000, 1),
+            "duration_ms": round((now - self.started) * 1000, 1),
+        }
+
+
+def estimate(call: Call, completion: int) -> Usage:
+    """Usage of an answer whose upstream reported none: the prompt by its size, the answer by its pieces."""
+    return Usage(prompt=call.size // _BYTES_PER_TOKEN, completion=completion, estimated=True)
+
+
+def display_extras(call: Call, target: Target, record: Record, usage: Usage) -> dict[str, Any]:
+    """Keys that Open WebUI shows beside an answer's usage; no other client gets them."""
+    if not call.client.openwebui:
+        return {}
+    extras: dict[str, Any] = {"upstream": target.upstream}
+    if target.adapter:
+        extras["adapter"] = target.adapter
+    if record.first_byte is not None and record.last_byte is not None:
+        seconds = record.last_byte - record.first_byte
+        extras["time_to_first_token_ms"] = round((record.first_byte - record.started) * 1000)
+        if seconds > 0 and usage.completion > 1:
+            extras["tokens_per_second"] = round((usage.completion - 1) / seconds, 1)
+    if target.price is not None:
+        cost = (usage.prompt * target.price.input + usage.completion * target.price.output) / 1e6
+        extras["cost"] = round(cost, 8)
+    return extras

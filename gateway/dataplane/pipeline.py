@@ -1,0 +1,238 @@
+"""A request from its first byte to its settlement, top to bottom: admit, plan, dispatch, relay, settle."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Mapping
+
+from gateway.dataplane import admit
+from gateway.dataplane.dispatch import Attempt
+from gateway.dataplane.metering import Record
+from gateway.dataplane.reply import ClientConnection, Reply, Send
+from gateway.dataplane.scope import Scope
+from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
+from gateway.domain.call import Call, Client, Endpoint
+from gateway.domain.errors import GatewayError, NotFound, Overloaded, Reason, UpstreamFault
+from gateway.domain.plan import Plan, plan
+from gateway.domain.principal import Principal
+from gateway.domain.snapshot import Readiness, Snapshot
+from gateway.telemetry.metrics import Metrics
+
+_log = logging.getLogger("gateway.pipeline")
+_BODY_PHASE = 3600.0  # seconds; the server's own limits on a slow body come long before
+_LOADING_PHASE = 600.0
+_CLIENT_CLOSED = 499  # nginx's status for a client that left before it was answered
+
+#: How a request that was ended by a time-out or a drain is told to its client.
+_ENDINGS: Mapping[Reason, str] = {
+    Reason.UPSTREAM_IDLE: "The upstream stopped sending before its answer was complete.",
+    Reason.UPSTREAM_TOTAL: "The answer took longer than the gateway allows.",
+    Reason.GATEWAY_DRAIN: "The gateway is shutting down and had to end this answer.",
+}
+
+
+class Pipeline:
+    """Serves calls of the inference endpoints.
+
+    `suspect` is told the name of an upstream that could not be reached or has lost a model, so that the control plane
+    looks at it at once; it must not block.
+    """
+
+    def __init__(
+        self,
+        snapshots: SnapshotHolder,
+        upstreams: Upstreams,
+        metrics: Metrics,
+        suspect: Callable[[str], None],
+        max_body: int,
+    ) -> None:
+        self._snapshots = snapshots
+        self._upstreams = upstreams
+        self._metrics = metrics
+        self._suspect = suspect
+        self._max_body = max_body
+        self._live: set[Scope] = set()
+        self._draining = False
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that have not ended."""
+        return len(self._live)
+
+    def begin_drain(self) -> None:
+        """From now on new requests are refused; those in flight go on."""
+        self._draining = True
+
+    def end_streams(self) -> None:
+        """Ends what is still in flight, each with an error that says so."""
+        for scope in tuple(self._live):
+            scope.cancel(Reason.GATEWAY_DRAIN)
+
+    async def serve(
+        self,
+        endpoint: Endpoint,
+        principal: Principal,
+        client: Client,
+        receive: admit.Receive,
+        send: Send,
+        connection: ClientConnection,
+    ) -> None:
+        """One request.  Whatever ends it, it is settled exactly once."""
+        record = Record(admit.new_request_id(), endpoint.value, principal.name, task=client.task)
+        reply = Reply(send, connection, record.request_id)
+        scope = Scope(total=_BODY_PHASE)
+        connection.on_disconnect = lambda: scope.cancel(
+            Reason.SLOW_CLIENT if connection.stalled else Reason.CLIENT_CANCEL
+        )
+        self._live.add(scope)
+        reason = Reason.GATEWAY_CRASH
+        try:
+            body = await admit.read_body(receive, self._max_body)
+            call = self._admit(endpoint, principal, client, body, record)
+            await self._dispatch(call, scope, record, reply)
+        except GatewayError as error:
+            scope.close()
+            reason, record.status = error.reason, error.status
+            await reply.fail(error)
+        except admit.ClientLeft:
+            reason, record.status = Reason.CLIENT_CANCEL, _CLIENT_CLOSED
+        except asyncio.CancelledError:
+            ended = scope.caught()
+            scope.close()
+            if ended is None:
+                raise
+            reason = ended
+            if reason in _ENDINGS:
+                ending = _ended(reason)
+                record.status = record.status or ending.status
+                await reply.fail(ending)
+            else:
+                record.status = record.status or _CLIENT_CLOSED
+        except Exception:
+            # The one boundary: a fault of our own costs one request, is told in our words and logged in full.
+            scope.close()
+            _log.exception("internal error", extra={"request_id": record.request_id})
+            record.status = 500
+            await reply.fail(GatewayError(f"The gateway failed to serve this request ({record.request_id})."))
+        finally:
+            scope.close()
+            connection.on_disconnect = None
+            self._live.discard(scope)
+            record.settle(reason, self._metrics, scope.phase)
+
+    def _admit(self, endpoint: Endpoint, principal: Principal, client: Client, raw: bytes, record: Record) -> Call:
+        if self._draining:
+            raise Overloaded(
+                "The gateway is shutting down.", code="draining", reason=Reason.GATEWAY_DRAIN, retry_after=5
+            )
+        return admit.build_call(endpoint, admit.parse(raw), len(raw), record.request_id, principal, client)
+
+    async def _dispatch(self, call: Call, scope: Scope, record: Record, reply: Reply) -> None:
+        """Tries the plan's targets in order while nothing has been sent to the client."""
+        snapshot, planned = await self._plan(call, scope, record, reply)
+        with self._hold_adapters(planned):
+            if planned.targets:
+                scope.limit(snapshot.upstreams[planned.targets[0].upstream].timeouts.total)
+            last: UpstreamFault | Overloaded | None = None
+            for target in planned.targets:
+                upstream = snapshot.upstreams[target.upstream]
+                record.serve_from(target)
+                attempt = Attempt(
+                    call, target, upstream, self._upstreams.get(upstream), scope, record, reply, self._metrics
+                )
+                try:
+                    await attempt.run()
+                except (UpstreamFault, Overloaded) as fault:
+                    self._attempt_failed(target.upstream, fault)
+                    if reply.committed or (isinstance(fault, UpstreamFault) and not fault.retryable):
+                        raise
+                    last = fault
+                else:
+                    return
+            if last is None:
+                raise NotFound(f"The model '{call.model}' has no target.", code="model_not_found", param="model")
+            raise _final(last)
+
+    async def _plan(self, call: Call, scope: Scope, record: Record, reply: Reply) -> tuple[Snapshot, Plan]:
+        """The plan, once a target is ready.  While an engine starts or an adapter loads it waits, with a status line
+        for Open WebUI; from then on the request keeps the snapshot that it got."""
+        waited = False
+        while True:
+            snapshot = self._snapshots.current
+            planned = plan(snapshot, call.model, call.client.task)
+            record.model = call.model
+            if planned.targets:
+                if waited and reply.started:
+                    await reply.status("Ready", done=True)
+                return snapshot, planned
+            if not planned.waiting:
+                down = next((t for t in planned.route.targets if t.readiness is Readiness.DOWN), None)
+                note = down.note if down else "it has no target"
+                raise Overloaded(f"The model '{call.model}' is not available: {note}.", code="model_unavailable",
+                                 reason=Reason.UPSTREAM_CONNECT, retry_after=5)  # fmt: skip
+            if not waited:
+                waited = True
+                upstream = snapshot.upstreams.get(planned.waiting[0].upstream)
+                wait = upstream.concurrency.queue_timeout if upstream else _LOADING_PHASE
+                scope.enter("loading", wait, Reason.LIMIT)
+            if call.client.openwebui and call.stream:
+                await reply.status(planned.waiting[0].note or "Loading the model")
+            try:
+                await self._snapshots.changed()
+            except asyncio.CancelledError:
+                if scope.reason is not Reason.LIMIT:
+                    raise
+                scope.caught()
+                scope.resume()
+                raise Overloaded(
+                    f"The model '{call.model}' is not ready yet: {planned.waiting[0].note or 'it is being loaded'}.",
+                    code="model_loading", retry_after=10,
+                ) from None  # fmt: skip
+
+    @contextlib.contextmanager
+    def _hold_adapters(self, planned: Plan) -> Iterator[None]:
+        """Counted from the moment of the plan, with no await between: an adapter that a request may still be sent to
+        is never taken for unused."""
+        adapters = {target.adapter for target in planned.targets if target.adapter}
+        self._upstreams.in_use.update(adapters)
+        try:
+            yield
+        finally:
+            for adapter in adapters:
+                self._upstreams.release_adapter(adapter)
+
+    def _attempt_failed(self, upstream: str, fault: UpstreamFault | Overloaded) -> None:
+        self._metrics.attempt_failed(upstream, fault.reason.value)
+        if fault.reason is Reason.UPSTREAM_CONNECT or fault.code == "model_not_loaded":
+            self._suspect(upstream)
+        _log.warning("attempt failed", extra={"upstream": upstream, "reason": fault.reason.value, "why": fault.message})
+
+
+def _final(fault: UpstreamFault | Overloaded) -> GatewayError:
+    """The last fault, once no target is left.  Where tokens may have been spent the SDK is told not to ask again by
+    itself."""
+    if isinstance(fault, UpstreamFault) and fault.should_retry is None and fault.status >= 500:
+        fault.should_retry = fault.retry_after is not None
+    return fault
+
+
+def _ended(reason: Reason) -> GatewayError:
+    message = _ENDINGS[reason]
+    if reason is Reason.GATEWAY_DRAIN:
+        return Overloaded(message, code=reason.value, reason=reason, retry_after=5)
+    return UpstreamFault(message, reason=reason, retryable=False, status=504, should_retry=False)
+
+
+def client_of(headers: Mapping[bytes, bytes]) -> Client:
+    """What the headers say of the program that asks (names lower-case).
+
+    Open WebUI sends `x-openwebui-*` headers: https://docs.openwebui.com, `ENABLE_FORWARD_USER_INFO_HEADERS` and a
+    connection's custom headers.
+    """
+    task = headers.get(b"x-openwebui-task", b"").decode("latin-1")[:64]
+    openwebui = any(name.startswith(b"x-openwebui-") for name in headers)
+    return Client(
+        openwebui=openwebui, task=task, chat_id=headers.get(b"x-openwebui-chat-id", b"").decode("latin-1")[:128]
+    )

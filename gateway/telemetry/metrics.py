@@ -1,0 +1,154 @@
+"""Every metric of the gateway, with a bounded set of labels: a label never holds what a client may choose freely."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from gateway.domain.usage import Usage
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+
+class Metrics:
+    """The gateway's metrics, on a registry of their own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = self._counter(
+            "gateway_requests", "Requests by how they ended.", ["model", "adapter", "upstream", "status", "reason"]
+        )
+        self._attempts = self._counter(
+            "gateway_attempts", "Failed attempts on an upstream, by reason.", ["upstream", "reason"]
+        )
+        self._tokens = self._counter(
+            "gateway_tokens",
+            "Tokens in and out; estimated ones were counted by the gateway.",
+            ["model", "adapter", "direction", "estimated"],
+        )
+        self._cancellations = self._counter(
+            "gateway_cancellations", "Requests whose client left, by the phase they were in.", ["phase"]
+        )
+        self._refused = self._counter("gateway_refused", "Connections and requests refused at the edge.", ["reason"])
+        self._ttft = self._histogram(
+            "gateway_time_to_first_byte_seconds",
+            "From the request to the first event of its answer.",
+            ["model", "upstream"],
+            _SECONDS,
+        )
+        self._inter_token = self._histogram(
+            "gateway_inter_token_seconds", "Mean time between the tokens of a stream.", ["model", "upstream"],
+            _TOKEN_SECONDS,
+        )  # fmt: skip
+        self._duration = self._histogram(
+            "gateway_request_duration_seconds", "From the request to its end.", ["model", "upstream"], _SECONDS
+        )
+        self._upstream_up = self._gauge("gateway_upstream_up", "1 when the upstream answers.", ["upstream"])
+        self._adapter_state = self._gauge(
+            "gateway_adapter_state", "1 for the phase that an adapter version is in.", ["adapter", "version", "phase"]
+        )
+        self._engine_state = self._gauge(
+            "gateway_engine_state", "1 for the state that an engine is in.", ["upstream", "state"]
+        )
+        self._engine_restarts = self._counter("gateway_engine_restarts", "Restarts of an engine.", ["upstream"])
+        self._adapter_phases: dict[tuple[str, str], str] = {}
+        self._engine_states: dict[str, str] = {}
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(name, text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
+        return Gauge(name, text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: list[str], buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, labels, buckets=buckets, registry=self.registry)
+
+    def request(
+        self,
+        *,
+        model: str,
+        adapter: str,
+        upstream: str,
+        status: int,
+        reason: str,
+        usage: Usage | None,
+        ttft: float | None,
+        inter_token: float | None,
+        duration: float,
+    ) -> None:
+        """One request ended.  Called exactly once for each.  Times in seconds."""
+        self._requests.labels(model, adapter, upstream, str(status), reason).inc()
+        if upstream:
+            self._duration.labels(model, upstream).observe(duration)
+            if ttft is not None:
+                self._ttft.labels(model, upstream).observe(ttft)
+            if inter_token is not None:
+                self._inter_token.labels(model, upstream).observe(inter_token)
+        if usage is not None:
+            estimated = "true" if usage.estimated else "false"
+            self._tokens.labels(model, adapter, "in", estimated).inc(usage.prompt)
+            self._tokens.labels(model, adapter, "out", estimated).inc(usage.completion)
+
+    def attempt_failed(self, upstream: str, reason: str) -> None:
+        """An attempt on an upstream failed; another one may have served the request."""
+        self._attempts.labels(upstream, reason).inc()
+
+    def cancelled(self, phase: str) -> None:
+        """A client left while its request was in `phase`."""
+        self._cancellations.labels(phase).inc()
+
+    def refused(self, reason: str) -> None:
+        """The edge refused a connection or a request before it was one."""
+        self._refused.labels(reason).inc()
+
+    def upstream_up(self, upstream: str, up: bool) -> None:
+        """What the last probe of an upstream found."""
+        self._upstream_up.labels(upstream).set(1 if up else 0)
+
+    def adapter_state(self, name: str, version: str, phase: str) -> None:
+        """An adapter version entered a phase; "" when it is gone."""
+        previous = self._adapter_phases.pop((name, version), None)
+        if previous is not None:
+            self._adapter_state.remove(name, version, previous)
+        if phase:
+            self._adapter_phases[name, version] = phase
+            self._adapter_state.labels(name, version, phase).set(1)
+
+    def engine_state(self, upstream: str, state: str) -> None:
+        """An engine entered a state."""
+        previous = self._engine_states.get(upstream)
+        if previous is not None:
+            self._engine_state.labels(upstream, previous).set(0)
+        self._engine_states[upstream] = state
+        self._engine_state.labels(upstream, state).set(1)
+
+    def engine_restart(self, upstream: str) -> None:
+        """An engine is started again after it died."""
+        self._engine_restarts.labels(upstream).inc()
+
+    def watch(self, observe: Callable[[], Iterable[tuple[str, int, int]]]) -> None:
+        """Registers the source of the in-flight gauges: (upstream, requests on it, requests waiting for it)."""
+        self.registry.register(_Live(observe))
+
+    def exposition(self) -> bytes:
+        """The page for Prometheus."""
+        return generate_latest(self.registry)
+
+
+class _Live(Collector):
+    """Read when scraped, so that a request costs nothing for them."""
+
+    def __init__(self, observe: Callable[[], Iterable[tuple[str, int, int]]]) -> None:
+        self._observe = observe
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        flight = GaugeMetricFamily("gateway_requests_in_flight", "Requests on an upstream.", labels=["upstream"])
+        queue = GaugeMetricFamily("gateway_requests_waiting", "Requests that wait for a place.", labels=["upstream"])
+        for upstream, held, waiting in self._observe():
+            flight.add_metric([upstream], held)
+            queue.add_metric([upstream], waiting)
+        return (flight, queue)
