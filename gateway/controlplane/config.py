@@ -19,21 +19,31 @@ from gateway.domain.secret import Secret
 _DEFAULT_TIMEOUTS = snapshot.Timeouts()
 _DEFAULT_CONCURRENCY = snapshot.Concurrency()
 
-Name = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
-ModelId = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]{1,256}$")]
-Prefix = Annotated[str, StringConstraints(pattern=r"^[^\s\x00-\x1f\x7f]{0,64}$")]
-Word = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=4096)]
-ParameterName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.-]{0,127}$")]
-TaskName = Annotated[str, StringConstraints(pattern=r"^(\*|[a-z][a-z0-9_]{0,63})$")]
+_VISIBLE = r"[^\s\x00-\x1f\x7f]"
+
+Name = Annotated[
+    str,
+    values.Pattern(r"[a-z0-9][a-z0-9._-]{0,63}", "write at most 64 of a-z, 0-9, dot, dash and underscore"),
+]
+ModelId = Annotated[str, values.Pattern(_VISIBLE + "{1,256}", "write at most 256 characters, without spaces")]
+Prefix = Annotated[str, values.Pattern(_VISIBLE + "{0,64}", "write at most 64 characters, without spaces")]
+ParameterName = Annotated[str, values.Pattern(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", "write a parameter's name")]
+TaskName = Annotated[str, values.Pattern(r"\*|[a-z][a-z0-9_]{0,63}", 'write a task as title_generation, or "*"')]
+VariableName = Annotated[str, values.Pattern(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "write letters, digits and underscores")]
+QueryName = Annotated[str, values.Pattern(r"[A-Za-z0-9._~-]{1,128}", "write letters, digits, dot, dash and underscore")]
+Everything = Annotated[
+    tuple[Annotated[str, values.Pattern(r"\*|[A-Za-z_][A-Za-z0-9_.-]{0,127}", "write a parameter's name")], ...],
+    BeforeValidator(values.everything, json_schema_input_type=Literal["*"] | tuple[ParameterName, ...]),
+]
+HeaderName = Annotated[str, BeforeValidator(values.header_name)]
+Word = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
+Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096)]
 FilePath = Annotated[Path, BeforeValidator(values.path)]
 SecretText = Annotated[Secret, values.SecretSchema(header=True)]
 AnySecret = Annotated[Secret, values.SecretSchema(header=False)]
-Whole = Annotated[int, BeforeValidator(values.number)]
-Number = Annotated[float, BeforeValidator(values.number)]
-Seconds = Annotated[Number, Field(gt=0, le=86_400)]
-Count = Annotated[Whole, Field(ge=1, le=1_000_000)]
-Tokens = Annotated[Whole, Field(ge=1, le=100_000_000)]
+Seconds = Annotated[float, Field(gt=0, le=86_400), values.NUMERIC]
+Count = Annotated[int, Field(ge=1, le=1_000_000), values.NUMERIC]
+Tokens = Annotated[int, Field(ge=1, le=100_000_000), values.NUMERIC]
 
 
 class Section(BaseModel):
@@ -49,11 +59,11 @@ class Server(Section):
 
     host: Annotated[str, BeforeValidator(values.host)] = "127.0.0.1"
     """Address to listen on.  Anything but loopback is refused while `auth.required` is false."""
-    port: Annotated[Whole, Field(ge=0, le=65_535)] = 8000
+    port: Annotated[int, Field(ge=0, le=65_535), values.NUMERIC] = 8000
     """Port to listen on; 0 takes a free one and prints it."""
-    workers: Annotated[Whole, Field(ge=1)] = 1
+    workers: Annotated[int, Field(ge=1), values.NUMERIC] = 1
     """Processes.  Only 1 is possible: the engines and the state of the upstreams belong to one process."""
-    max_body_mib: Annotated[Whole, Field(ge=1, le=1024)] = 64
+    max_body_mib: Annotated[int, Field(ge=1, le=1024), values.NUMERIC] = 64
     """Largest request body, in MiB; a larger one is answered with 413."""
     max_connections: Count = 4096
     """Connections held open at once; further ones are closed at once."""
@@ -153,7 +163,7 @@ class Concurrency(Section):
 
     limit: Count = _DEFAULT_CONCURRENCY.limit
     """Requests sent to it at once."""
-    queue: Annotated[Whole, Field(ge=0, le=1_000_000)] = _DEFAULT_CONCURRENCY.queue
+    queue: Annotated[int, Field(ge=0, le=1_000_000), values.NUMERIC] = _DEFAULT_CONCURRENCY.queue
     """Requests that may wait for a place; further ones are answered with 503."""
     queue_timeout: Seconds = _DEFAULT_CONCURRENCY.queue_timeout
     """Seconds that a request waits for a place."""
@@ -166,7 +176,7 @@ class Parameters(Section):
     """Client's name → the upstream's, as in `{max_tokens: max_completion_tokens}`."""
     drop: tuple[ParameterName, ...] = ()
     """Parameters that this upstream refuses; a dropped one is named in a header of the answer."""
-    allow: Literal["*"] | tuple[ParameterName, ...] = ()
+    allow: Everything = ()
     """Parameters that pass beyond those that the kind of upstream is known to take; "*" lets all through."""
     set: dict[ParameterName, Any] = {}
     """Parameters that are always sent with these values, whatever the client said."""
@@ -175,9 +185,9 @@ class Parameters(Section):
 class Price(Section):
     """Money for a million tokens, in the currency that you think in."""
 
-    input: Annotated[Number, Field(ge=0, le=1_000_000)]
+    input: Annotated[float, Field(ge=0, le=1_000_000), values.NUMERIC]
     """For a million prompt tokens."""
-    output: Annotated[Number, Field(ge=0, le=1_000_000)]
+    output: Annotated[float, Field(ge=0, le=1_000_000), values.NUMERIC]
     """For a million completion tokens."""
 
 
@@ -214,7 +224,10 @@ class OllamaOptions(Section):
     """Context to load a model with.  Without it Ollama decides, and silently cuts longer prompts."""
     keep_alive: Annotated[str | int | None, BeforeValidator(values.keep_alive)] = None
     """How long a model stays loaded: seconds or "10m"; -1 for ever, 0 not at all."""
-    think: bool | Literal["low", "medium", "high"] | None = None
+    think: Annotated[
+        bool | str | None,
+        BeforeValidator(values.think, json_schema_input_type=bool | Literal["low", "medium", "high"] | None),
+    ] = None
     """Whether models think before they answer, where a request does not say."""
 
 
@@ -229,13 +242,13 @@ class EngineSettings(Section):
     """Program (and first arguments) of the engine's environment; `serve` and the rest are added."""
     args: Annotated[tuple[Text, ...], Field(max_length=256)] = ()
     """Further arguments of `vllm serve`; those that the gateway sets itself are refused."""
-    env: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,127}$")], AnySecret] = {}
-    """Environment variables of the engine, beyond the few that it needs; the gateway's own secrets are not passed on."""
-    max_loras: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    env: dict[VariableName, AnySecret] = {}
+    """Environment variables of the engine, beyond the few that it needs and gets."""
+    max_loras: Annotated[int, Field(ge=1, le=1024), values.NUMERIC] | None = None
     """Adapters in one batch; null: from the adapters it is to hold."""
-    max_cpu_loras: Annotated[Whole, Field(ge=1, le=65_536)] | None = None
+    max_cpu_loras: Annotated[int, Field(ge=1, le=65_536), values.NUMERIC] | None = None
     """Adapters kept in memory; null: from the adapters it is to hold."""
-    max_lora_rank: Literal[1, 8, 16, 32, 64, 128, 256, 320, 512] | None = None
+    max_lora_rank: Annotated[Literal[1, 8, 16, 32, 64, 128, 256, 320, 512], values.NUMERIC] | None = None
     """Largest rank of an adapter; null: from the adapters it is to hold."""
     startup_timeout: Seconds = 600
     """Seconds that the engine may take to become ready."""
@@ -263,9 +276,9 @@ class UpstreamSettings(Section):
     """vllm only, instead of `base_url`: the gateway runs the engine."""
     api_key: SecretText | None = None
     """Sent as `Authorization: Bearer`."""
-    headers: dict[Annotated[str, BeforeValidator(values.header_name)], SecretText] = {}
+    headers: dict[HeaderName, SecretText] = {}
     """Headers sent with every request."""
-    query: dict[Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9._~-]{1,128}$")], SecretText] = {}
+    query: dict[QueryName, SecretText] = {}
     """Query parameters sent with every request, such as Azure's `api-version`."""
     ca_file: FilePath | None = None
     """Certificates (PEM) to trust instead of the system's."""
@@ -283,7 +296,7 @@ class UpstreamSettings(Section):
     """Settings of single models, by the upstream's names."""
     options: OllamaOptions | None = None
     """ollama only: options for every request."""
-    poll_interval: Annotated[Seconds, Field(ge=1)] = 15
+    poll_interval: Annotated[float, Field(ge=1, le=86_400), values.NUMERIC] = 15
     """Seconds between two looks at what the upstream has."""
     when_down: Literal["hide", "keep"] = "hide"
     """Whether the models of an upstream that is down leave `/v1/models`, or stay and answer 503."""
@@ -334,7 +347,7 @@ class Adapters(Section):
     """Folder of the gateway's own copies, one for each content; nobody else writes there."""
     sources: Annotated[tuple[FilePath, ...], Field(max_length=64)] = ()
     """Folders whose sub-folders are adapters; watched while the gateway runs."""
-    poll_interval: Annotated[Seconds, Field(ge=0.05)] = 1
+    poll_interval: Annotated[float, Field(ge=0.05, le=3600), values.NUMERIC] = 1
     """Seconds between two looks at the sources."""
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
@@ -98,7 +98,11 @@ def number(value: object) -> object:
     """Lets everything pass that pydantic can judge; YAML's true and false are no numbers, though Python thinks so."""
     if isinstance(value, bool):
         raise wrong("must be a number, not true or false")
-    return value
+    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d{1,18}", value) else value
+
+
+#: Annotates a number; it comes last, so that the number's bounds are judged after it.
+NUMERIC = BeforeValidator(number)
 
 
 def path(value: object) -> Path:
@@ -121,9 +125,25 @@ def header_name(value: object) -> str:
 
 def keep_alive(value: object) -> object:
     """Ollama's `keep_alive`: seconds as a number, or a duration such as 10m."""
-    if isinstance(value, bool) or (isinstance(value, str) and not _DURATION.fullmatch(value)):
-        raise wrong("is not a duration", 'write seconds, or a duration such as "10m"')
-    return int(value) if isinstance(value, str) and re.fullmatch(r"-?\d+", value) else value
+    if isinstance(value, str) and re.fullmatch(r"-?\d{1,9}", value):
+        return int(value)
+    if (isinstance(value, int) and not isinstance(value, bool)) or value is None:
+        return value
+    if isinstance(value, str) and _DURATION.fullmatch(value):
+        return value
+    raise wrong("is not a duration", 'write seconds, or a duration such as "10m"')
+
+
+def think(value: object) -> object:
+    """Ollama's `think`: a switch, or a level for the models that have levels."""
+    if value is None or isinstance(value, bool) or value in ("low", "medium", "high"):
+        return value
+    raise wrong("must be true, false, low, medium or high")
+
+
+def everything(value: object) -> object:
+    """Lets "*" stand for a list of all."""
+    return ("*",) if value == "*" else value
 
 
 def storage_url(value: object) -> str:
@@ -140,6 +160,26 @@ def limits_url(value: object) -> str:
     if url != "memory://":
         raise wrong("must be memory://", "limits are counted in this process; leave the key out")
     return url
+
+
+class Pattern:
+    """Annotates text that must match a regular expression; `hint` says in words what may be written."""
+
+    def __init__(self, regex: str, hint: str) -> None:
+        self._regex = re.compile(regex)
+        self._hint = hint
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_plain_validator_function(self._check)
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        return {"type": "string", "pattern": rf"^(?:{self._regex.pattern})$|\$\{{"}
+
+    def _check(self, value: object) -> str:
+        text = _text(value)
+        if not self._regex.fullmatch(text):
+            raise wrong("is empty" if not text else "is not written as it must be", self._hint)
+        return text
 
 
 class Privilege:

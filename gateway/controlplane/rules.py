@@ -1,0 +1,316 @@
+"""What the settings must be together: pure functions from a configuration to what is wrong with it.
+
+Each rule yields a `Mistake` for all that it finds; none stops at the first.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from pathlib import Path
+
+from gateway.controlplane import values
+from gateway.controlplane.config import Config, EngineSettings, TimeoutOverrides, Timeouts, UpstreamSettings
+from gateway.controlplane.problems import Loc, Mistake, nearest
+from gateway.domain.secret import Secret
+
+MIN_KEY = 16
+MAX_KEY = 512
+_MIN_DISTINCT = 8  # characters that a key must at least be made of
+
+# Words that sample keys are made of; a key that holds nothing but these (and runs of digits) is a sample.
+_SAMPLE_WORDS = frozenset(
+    "sk pk key keys api apikey my your the this that a an to me it here change changeme changeit changethis replace "
+    "replaceme insert put set enter test testing tests demo dev example sample dummy fake placeholder secret secretkey "
+    "password passwd pass token admin adminkey root user client gateway lora openwebui webui vllm ollama openai empty "
+    "none null foo bar baz please in production long random string value some default master local".split()
+)
+_SEQUENCES = (
+    "01234567890123456789",
+    "0123456789abcdef" * 3,
+    "abcdefghijklmnopqrstuvwxyz" * 2,
+    "qwertyuiopasdfghjklzxcvbnm",
+)
+
+#: Flags of `vllm serve` that the gateway sets or that would take the engine out of its hands → the key to use instead.
+OWNED_FLAGS = {
+    "--host": "",
+    "--port": "",
+    "--uds": "",
+    "--root-path": "",
+    "--grpc": "",
+    "--ssl-keyfile": "",
+    "--ssl-certfile": "",
+    "--ssl-ca-certs": "",
+    "--ssl-cert-reqs": "",
+    "--api-key": "",
+    "--api-server-count": "",
+    "-asc": "",
+    "--headless": "",
+    "--config": "args",
+    "--shutdown-timeout": "stop_timeout",
+    "--enable-lora": "",
+    "--no-enable-lora": "",
+    "--lora-modules": "adapters.sources",
+    "--max-loras": "max_loras",
+    "--max-cpu-loras": "max_cpu_loras",
+    "--max-lora-rank": "max_lora_rank",
+    "--model": "model",
+    "--served-model-name": "served_name",
+    "--max-num-queued-reqs": "queue",
+}
+
+#: Environment variables of vLLM that the gateway sets, or that would open the engine to more than it should do.
+OWNED_VARIABLES = {
+    "VLLM_API_KEY": "the gateway makes the engine's key",
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "the gateway sets it",
+    "VLLM_SERVER_DEV_MODE": "it opens routes that stop and rewrite the engine",
+    "VLLM_LORA_RESOLVER_CACHE_DIR": "it lets a request's model name reach the file system; use adapters.sources",
+}
+
+_Rule = Callable[[Config, frozenset[str]], Iterator[Mistake]]
+
+
+def check(config: Config, dropped: frozenset[str] = frozenset()) -> list[Mistake]:
+    """Everything that is wrong with a configuration whose single values are right.
+
+    `dropped`: names of upstreams and models that were left out of `config` because they are wrong in themselves;
+    what refers to them is not reported again.
+    """
+    return [mistake for rule in RULES for mistake in rule(config, dropped)]
+
+
+def _listening(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    if config.server.workers != 1:
+        yield Mistake(
+            ("server", "workers"),
+            "can only be 1: engines, adapters and the state of the upstreams belong to one process",
+            "write 1; for more capacity run more gateways behind a load balancer",
+        )
+    if not config.auth.required and not values.is_loopback(config.server.host):
+        yield Mistake(
+            ("auth", "required"),
+            "is false, while server.host lets other machines in: anyone could use the gateway",
+            "set auth.required: true, or server.host: 127.0.0.1",
+        )
+
+
+def _keys(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    auth = config.auth
+    if auth.required and not auth.keys:
+        yield Mistake(
+            ("auth", "keys"),
+            "is empty while auth.required is true: nobody could use the gateway",
+            "add {name: …, key: ${…}}, or set auth.required: false for loopback",
+        )
+    yield from _duplicates(("auth", "keys"), "name", [key.name for key in auth.keys])
+    yield from _duplicates(("auth", "keys"), "key", [key.key for key in auth.keys])
+    if auth.admin_key is not None:
+        yield from _strength(("auth", "admin_key"), auth.admin_key)
+    for index, key in enumerate(auth.keys):
+        yield from _strength(("auth", "keys", index, "key"), key.key)
+        if key.key == auth.admin_key:
+            yield Mistake(("auth", "keys", index, "key"), "is the admin key as well", "make a key for each of the two")
+
+
+def _strength(loc: Loc, secret: Secret) -> Iterator[Mistake]:
+    key = secret.reveal()
+    hint = "make one with: openssl rand -hex 32"
+    if not key:
+        yield Mistake(loc, "is empty", hint)
+    elif re.search(r"\s", key):
+        yield Mistake(loc, "holds a space or a tab, which no client can send in a key", hint)
+    elif is_sample(key):
+        yield Mistake(loc, "is a sample key that anyone can guess", hint)
+    elif not MIN_KEY <= len(key) <= MAX_KEY:
+        yield Mistake(loc, f"must have {MIN_KEY} to {MAX_KEY} characters", hint)
+    elif len(set(key)) < _MIN_DISTINCT:
+        yield Mistake(loc, f"is made of fewer than {_MIN_DISTINCT} different characters", hint)
+
+
+def is_sample(key: str) -> bool:
+    """Whether a key is only words and sequences that documentation and habit put in the place of a key."""
+    tokens = re.findall(r"[a-z]+|\d+", key.lower())
+    whole = "".join(tokens)
+    return all(
+        token in _SAMPLE_WORDS or len(set(token)) == 1 or any(token in sequence for sequence in _SEQUENCES)
+        for token in tokens
+    ) or any(whole in sequence for sequence in _SEQUENCES)
+
+
+def _timeouts(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    # Only what was written is judged: a short total alone is meant, and ends the defaults with it.
+    sections: list[tuple[Loc, Timeouts | TimeoutOverrides, float]] = [
+        (("timeouts",), config.timeouts, config.timeouts.total)
+    ]
+    for index, upstream in enumerate(config.upstreams):
+        sections.append((("upstreams", index, "timeouts"), upstream.timeouts, config.timeouts_for(upstream).total))
+    for loc, section, total in sections:
+        for key, seconds in section.model_dump(exclude_unset=True, exclude_none=True).items():
+            if seconds > total:
+                yield Mistake((*loc, key), f"is longer than total ({total:g} s), which ends the request before")
+
+
+def _upstreams(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    yield from _duplicates(("upstreams",), "name", [upstream.name for upstream in config.upstreams])
+    for index, upstream in enumerate(config.upstreams):
+        loc = ("upstreams", index)
+        yield from _address(loc, upstream)
+        yield from _credentials(loc, upstream)
+        yield from _offer(loc, upstream)
+        if upstream.options is not None and upstream.kind != "ollama":
+            hint = 'use parameters.set for parameters of a request, or kind: "ollama"'
+            yield Mistake((*loc, "options"), f"is for kind ollama only, not for {upstream.kind}", hint)
+        if upstream.engine is not None and upstream.kind == "vllm":
+            yield from _engine((*loc, "engine"), upstream.engine)
+
+
+def _address(loc: Loc, upstream: UpstreamSettings) -> Iterator[Mistake]:
+    if upstream.engine is not None and upstream.kind != "vllm":
+        hint = "set kind: vllm, or leave engine out"
+        yield Mistake((*loc, "engine"), f"is for kind vllm only, not for {upstream.kind}", hint)
+        return
+    if upstream.engine is not None and upstream.base_url is not None:
+        hint = "keep engine for one that the gateway runs, base_url for one that runs already"
+        yield Mistake((*loc, "base_url"), "stands beside engine: there must be exactly one of the two", hint)
+        return
+    if upstream.engine is not None:
+        return
+    if upstream.base_url is None:
+        one_of = "or engine (exactly one of the two) " if upstream.kind == "vllm" else ""
+        example = {"vllm": "http://127.0.0.1:8001/v1", "ollama": "http://127.0.0.1:11434"}
+        hint = f"for example {example.get(upstream.kind, 'https://api.openai.com/v1')}"
+        yield Mistake((*loc, "base_url"), f"{one_of}is missing", hint)
+        return
+    yield from _path((*loc, "base_url"), upstream.kind, values.address(upstream.base_url).path)
+    if upstream.ca_file is not None and upstream.base_url.startswith("http://"):
+        yield Mistake((*loc, "ca_file"), "has no use with an http:// base_url", "write https://, or leave ca_file out")
+
+
+def _path(loc: Loc, kind: str, path: str) -> Iterator[Mistake]:
+    if re.search(r"/(chat/completions|completions|embeddings|models|api/(chat|generate|tags))$", path):
+        yield Mistake(loc, "ends in the path of one endpoint", "write only the part that all endpoints share")
+    elif kind == "ollama" and re.search(r"/(v1|api)$", path):
+        hint = "leave the end out; or use kind: openai for Ollama's own /v1"
+        yield Mistake(loc, "must not end in /v1 or /api: Ollama's native API is used", hint)
+    elif kind == "vllm" and not path.endswith("/v1"):
+        yield Mistake(loc, "must end in /v1, where vLLM has its API", "write it as http://host:port/v1")
+
+
+def _credentials(loc: Loc, upstream: UpstreamSettings) -> Iterator[Mistake]:
+    if upstream.api_key is not None and "authorization" in upstream.headers:
+        yield Mistake((*loc, "headers", "authorization"), "is set by api_key as well", "keep one of the two")
+    if upstream.api_key is not None and not upstream.api_key:
+        yield Mistake((*loc, "api_key"), "is empty", "leave the key out, or look at the environment variable")
+    if upstream.engine is not None:
+        for key in ("api_key", "headers", "query", "ca_file"):
+            if getattr(upstream, key):
+                yield Mistake((*loc, key), "has no use with engine: the gateway makes the engine's key itself")
+
+
+def _offer(loc: Loc, upstream: UpstreamSettings) -> Iterator[Mistake]:
+    if upstream.models is None:
+        return
+    yield from _duplicates((*loc, "models"), None, upstream.models)
+    if upstream.engine is not None:
+        yield Mistake((*loc, "models"), "has no use with engine", "the name of its model is engine.served_name")
+
+
+def _engine(loc: Loc, engine: EngineSettings) -> Iterator[Mistake]:
+    for index, argument in enumerate(engine.args):
+        if flag := _owned_flag(argument):
+            instead = OWNED_FLAGS[flag]
+            hint = f"use {instead} instead" if instead else "leave it out"
+            yield Mistake((*loc, "args", index), f"holds {flag}, which the gateway sets itself", hint)
+    if engine.args and not engine.args[0].startswith("-"):
+        hint = 'begin with a flag; write a flag and its value as two list items: ["--max-model-len", "2048"]'
+        yield Mistake((*loc, "args", 0), "does not begin with a dash: it would be taken for the model", hint)
+    for name in engine.env:
+        if reason := OWNED_VARIABLES.get(name):
+            yield Mistake((*loc, "env", name), f"cannot be set here: {reason}", "leave it out")
+    if engine.max_loras and engine.max_cpu_loras and engine.max_cpu_loras < engine.max_loras:
+        hint = f"write at least {engine.max_loras}"
+        yield Mistake((*loc, "max_cpu_loras"), "is less than max_loras, which vLLM refuses", hint)
+
+
+def _owned_flag(argument: str) -> str | None:
+    """The owned flag that vLLM would understand `argument` as: its parser takes `_` for `-`, and abbreviations."""
+    flag = re.split(r"[=.\s]", argument, maxsplit=1)[0].replace("_", "-")
+    if flag in OWNED_FLAGS:
+        return flag
+    if not flag.startswith("--") or len(flag) < 4:
+        return None
+    return next((owned for owned in OWNED_FLAGS if owned.startswith(flag)), None)
+
+
+def _models(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    yield from _duplicates(("models",), "id", [model.id for model in config.models])
+    upstreams = {upstream.name: upstream for upstream in config.upstreams}
+    for index, model in enumerate(config.models):
+        yield from _duplicates(("models", index, "targets"), None, [(t.upstream, t.model) for t in model.targets])
+        for number, target in enumerate(model.targets):
+            loc = ("models", index, "targets", number)
+            upstream = upstreams.get(target.upstream)
+            if upstream is None:
+                if target.upstream not in dropped:
+                    hint = nearest(target.upstream, {*upstreams, *dropped}, "upstream")
+                    yield Mistake((*loc, "upstream"), "names no upstream of this file", hint)
+            elif (engine := upstream.engine) and target.model != engine.public_name and not config.adapters.sources:
+                hint = nearest(target.model, [engine.public_name], "model")
+                yield Mistake((*loc, "model"), f"is no model of the engine of {upstream.name}", hint)
+
+
+def _tasks(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    names = {model.id for model in config.models}
+    for upstream in config.upstreams:
+        own = (upstream.engine.public_name,) if upstream.engine else upstream.models
+        if own is None:
+            return  # what it lists is not known before it is asked
+        names.update(upstream.prefix + model for model in own)
+    if config.adapters.sources or dropped:
+        return  # an adapter's name may be meant, or what was reported already
+    for task, model in config.openwebui.tasks.items():
+        if model not in names:
+            hint = nearest(model, names, "model")
+            yield Mistake(("openwebui", "tasks", task), "names no model that this gateway offers", hint)
+
+
+def _adapters(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    store, sources = _absolute(config.adapters.store), [_absolute(source) for source in config.adapters.sources]
+    yield from _duplicates(("adapters", "sources"), None, sources)
+    if sources and not dropped and all(upstream.kind != "vllm" for upstream in config.upstreams):
+        hint = "add an upstream of kind vllm, or leave sources out"
+        yield Mistake(("adapters", "sources"), "has no use: no upstream can host adapters", hint)
+    for index, source in enumerate(sources):
+        if store == source or source in store.parents:
+            hint = "keep the store, which the gateway writes, apart from the folders that it reads"
+            yield Mistake(("adapters", "store"), f"lies in adapters.sources[{index}]", hint)
+        elif store in source.parents:
+            yield Mistake(("adapters", "sources", index), "lies in adapters.store", "put it elsewhere")
+
+
+def _absolute(path: Path) -> Path:
+    """Where a path points, by its text alone: the file system is not asked."""
+    return Path(os.path.abspath(path))
+
+
+def _duplicates(loc: Loc, key: str | None, items: Iterable[Hashable]) -> Iterator[Mistake]:
+    """A mistake for each item that came before; `key` is the item's part that must differ, None for all of it."""
+    first: dict[Hashable, int] = {}
+    for index, item in enumerate(items):
+        if item in first:
+            here = (*loc, index) if key is None else (*loc, index, key)
+            yield Mistake(
+                here,
+                f"is the same as that of {loc[-1]}[{first[item]}]"
+                if key
+                else f"is the same as {loc[-1]}[{first[item]}]",
+                "each must be different",
+            )
+        else:
+            first[item] = index
+
+
+#: All rules, in the order of the file.
+RULES: tuple[_Rule, ...] = (_listening, _keys, _timeouts, _upstreams, _models, _tasks, _adapters)

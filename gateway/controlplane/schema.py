@@ -1,0 +1,48 @@
+"""The JSON schema of the configuration file, for editors: deploy/gateway.schema.json is what this module makes.
+
+It says what single values may be; `gateway check` also knows what they must be together.
+"""
+
+from __future__ import annotations
+
+import json
+
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
+from pydantic_core import core_schema
+
+from gateway.controlplane.config import Config
+
+_REFERENCE = {"type": "string", "pattern": r"\$\{"}
+
+
+class _FileSchema(GenerateJsonSchema):
+    """Takes `${NAME}` wherever a value may stand: it is replaced after the parsing."""
+
+    def int_schema(self, schema: core_schema.IntSchema) -> JsonSchemaValue:
+        return _or_reference(super().int_schema(schema))
+
+    def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
+        return _or_reference(super().float_schema(schema))
+
+    def bool_schema(self, schema: core_schema.BoolSchema) -> JsonSchemaValue:
+        return _or_reference(super().bool_schema(schema))
+
+    def literal_schema(self, schema: core_schema.LiteralSchema) -> JsonSchemaValue:
+        return _or_reference(super().literal_schema(schema))
+
+    def field_title_should_be_set(self, schema: object) -> bool:
+        return False
+
+
+def _or_reference(schema: JsonSchemaValue) -> JsonSchemaValue:
+    return {"anyOf": [schema, _REFERENCE]}
+
+
+def schema_text() -> str:
+    """The schema as the text of its file."""
+    schema = {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **Config.model_json_schema(schema_generator=_FileSchema),
+        "title": "Configuration of lora-gateway",
+    }
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
