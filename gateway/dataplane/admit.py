@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 import orjson
 
+from gateway.dataplane.reply import Receive
 from gateway.domain.call import Call, Client, Endpoint
 from gateway.domain.errors import Forbidden, InvalidRequest, TooLarge
 from gateway.domain.principal import PRIVILEGED_PARAMETERS, Principal
-
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
 
 _MAX_DEPTH = 64
 _MAX_MODEL = 256

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable
+from typing import cast
 
 import httptools
 
@@ -164,8 +165,7 @@ class Connection(asyncio.Protocol):
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 - what create_connection promises
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         if not self._busy or (self._complete and self._linger is None):
@@ -334,7 +334,6 @@ class UpstreamClient:
                 upstream.port,
                 ssl=self._ssl,
                 server_hostname=upstream.host if self._ssl else None,
-                happy_eyeballs_delay=0.25,
             )
         except ssl.SSLError as error:
             detail = getattr(error, "verify_message", None) or error.reason or "TLS failed"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from gateway.dataplane import admit
 from gateway.dataplane.dispatch import Attempt
 from gateway.dataplane.metering import Record
-from gateway.dataplane.reply import ClientConnection, Reply, Send
+from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
 from gateway.dataplane.scope import Scope
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.call import Call, Client, Endpoint
@@ -75,7 +75,7 @@ class Pipeline:
         endpoint: Endpoint,
         principal: Principal,
         client: Client,
-        receive: admit.Receive,
+        receive: Receive,
         send: Send,
         connection: ClientConnection,
     ) -> None:
@@ -110,7 +110,7 @@ class Pipeline:
                 await reply.fail(ending)
             else:
                 record.status = record.status or _CLIENT_CLOSED
-        except Exception:
+        except Exception:  # noqa: BLE001
             # The one boundary: a fault of our own costs one request, is told in our words and logged in full.
             scope.close()
             _log.exception("internal error", extra={"request_id": record.request_id})

@@ -1,0 +1,82 @@
+"""The ASGI application: default deny, then the data plane for what is hot and FastAPI for the rest.
+
+The inference endpoints never touch FastAPI: it costs more for a request than the whole data plane (docs/adr/0004).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from gateway.api.auth import authorise
+from gateway.api.routes import Access, RouteTable
+from gateway.dataplane.admit import new_request_id
+from gateway.dataplane.pipeline import Pipeline, client_of
+from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
+from gateway.dataplane.upstreams import SnapshotHolder
+from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, UnsupportedMediaType
+from gateway.telemetry.metrics import Metrics
+
+
+class Edge:
+    """Called by the server for each request."""
+
+    def __init__(
+        self, pipeline: Pipeline, pages: FastAPI, snapshots: SnapshotHolder, metrics: Metrics, table: RouteTable
+    ) -> None:
+        unlisted = [
+            route
+            for route in pages.routes
+            if not isinstance(route, APIRoute)
+            or not (route.methods or {""}) <= (table.methods(_example(route.path)) or {}).keys()
+        ]
+        if unlisted:
+            raise RuntimeError(f"routes without a rule in api/routes.py: {unlisted}")
+        self._pipeline = pipeline
+        self._pages = pages
+        self._snapshots = snapshots
+        self._metrics = metrics
+        self._table = table
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """One request."""
+        connection: ClientConnection = scope["extensions"]["gateway"]
+        headers = dict(scope["headers"])
+        path: str = scope["path"]
+        if path.startswith("/v1//"):  # Open WebUI's plural base URLs keep their trailing slash
+            path = scope["path"] = "/v1/" + path[5:].lstrip("/")
+        try:
+            methods = self._table.methods(path)
+            rule = (methods or {}).get(scope["method"])
+            access = rule.access if rule else next(iter(methods.values())).access if methods else Access.KEY
+            principal = authorise(self._snapshots.current, access, headers, (scope.get("client") or ("",))[0])
+            if rule is None:
+                raise _no_route(scope["method"], path, methods)
+            if rule.endpoint is not None and not _is_json(headers.get(b"content-type", b"")):
+                raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
+        except GatewayError as error:
+            self._metrics.refused(error.code or error.type)
+            await Reply(send, connection, new_request_id()).fail(error)
+            return
+        if rule.endpoint is not None:
+            await self._pipeline.serve(rule.endpoint, principal, client_of(headers), receive, send, connection)
+        else:
+            scope["principal"] = principal
+            await self._pages(scope, receive, send)
+
+
+def _is_json(content_type: bytes) -> bool:
+    return content_type.partition(b";")[0].strip().lower() == b"application/json"
+
+
+def _no_route(method: str, path: str, methods: dict[str, Any] | None) -> GatewayError:
+    if methods:
+        return MethodNotAllowed(f"{path} takes {', '.join(sorted(methods))}, not {method[:20]}.")
+    return NotFound(f"There is no {method[:20]} {path[:200]}.")
+
+
+def _example(path: str) -> str:
+    """A path that a route with parameters matches."""
+    return path.replace("{id:path}", "example")

@@ -1,0 +1,125 @@
+"""What FastAPI serves: the list of models, health, metrics and administration.  Each answer comes from memory."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import orjson
+from fastapi import FastAPI, Request, Response
+
+from gateway.api import openapi
+from gateway.api.auth import authorise
+from gateway.api.routes import Access
+from gateway.dataplane.admit import new_request_id
+from gateway.dataplane.upstreams import SnapshotHolder
+from gateway.domain.errors import GatewayError, model_not_found
+from gateway.telemetry.metrics import Metrics
+
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+
+
+class Administration(Protocol):
+    """What the control plane shows."""
+
+    def upstreams(self) -> list[dict[str, Any]]: ...
+
+    def adapters(self) -> list[dict[str, Any]]: ...
+
+    def config(self) -> dict[str, Any]: ...
+
+
+def build(
+    snapshots: SnapshotHolder, metrics: Metrics, administration: Administration, draining: Callable[[], bool]
+) -> FastAPI:
+    """The FastAPI application.  Access was decided before it is called (api/routes.py)."""
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
+    app.router.routes.clear()
+
+    @app.exception_handler(GatewayError)
+    async def refused(request: Request, error: GatewayError) -> Response:
+        return _json(error.body(), error.status, {name.decode(): value.decode() for name, value in error.headers()})
+
+    @app.get("/v1/models")
+    async def models() -> Response:
+        cards = b",".join(snapshots.current.cards.values())
+        return _json(b'{"object":"list","data":[' + cards + b"]}")
+
+    @app.get("/v1/models/{id:path}")
+    async def model(id: str) -> Response:
+        snapshot = snapshots.current
+        card = snapshot.cards.get(id)
+        if card is None and id in snapshot.routes:
+            card = orjson.dumps({"id": id, "object": "model", "created": 0, "owned_by": "lora-gateway"})
+        if card is None:
+            raise model_not_found(id)
+        return _json(card)
+
+    @app.get("/livez")
+    async def livez() -> Response:
+        return _json(b'{"status":"alive"}')
+
+    @app.get("/readyz")
+    async def readyz(request: Request) -> Response:
+        snapshot = snapshots.current
+        ready = snapshot.ready and not draining()
+        page: dict[str, Any] = {"status": "draining" if draining() else "ready" if ready else "starting"}
+        if _may_observe(request, snapshots):
+            page["upstreams"] = [
+                {key: row.get(key) for key in ("name", "kind", "state", "message")}
+                for row in administration.upstreams()
+            ]
+        return _json(orjson.dumps(page), 200 if ready else 503, {} if ready else {"retry-after": "2"})
+
+    @app.get("/metrics")
+    async def exposition() -> Response:
+        return Response(metrics.exposition(), media_type=_PROMETHEUS)
+
+    @app.get("/openapi.json")
+    async def document() -> Response:
+        return _json(orjson.dumps(openapi.inference(_version())))
+
+    @app.get("/admin/v1/openapi.json")
+    async def admin_document() -> Response:
+        return _json(orjson.dumps(openapi.administration(_version())))
+
+    @app.get("/admin/v1/upstreams")
+    async def upstreams() -> Response:
+        return _list(administration.upstreams())
+
+    @app.get("/admin/v1/adapters")
+    async def adapters() -> Response:
+        return _list(administration.adapters())
+
+    @app.get("/admin/v1/config")
+    async def config() -> Response:
+        return _json(orjson.dumps(administration.config(), default=str))
+
+    return app
+
+
+def _may_observe(request: Request, snapshots: SnapshotHolder) -> bool:
+    try:
+        authorise(
+            snapshots.current,
+            Access.OBSERVER,
+            dict(request.scope["headers"]),
+            request.client.host if request.client else "",
+        )
+    except GatewayError:
+        return False
+    return True
+
+
+def _list(rows: list[dict[str, Any]]) -> Response:
+    return _json(orjson.dumps({"object": "list", "data": rows}, default=str))
+
+
+def _json(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    fixed = {"x-request-id": new_request_id(), "x-content-type-options": "nosniff", "cache-control": "no-store"}
+    return Response(body, status, media_type="application/json", headers={**fixed, **(headers or {})})
+
+
+def _version() -> str:
+    return importlib.metadata.version("lora-gateway")
