@@ -20,7 +20,7 @@ def rename_model(raw: bytes, parsed: dict[str, Any], name: str) -> bytes:
     nested = raw.find(b"{", 1)
     array = raw.find(b"[")
     limit = min(nested if nested >= 0 else len(raw), array if array >= 0 else len(raw))
-    for key in (b'"model":', b'"model": '):
+    for key in (b'"model":', b'"model": ') if isinstance(model, str) else ():
         at = raw.find(key + old, 0, limit)
         # A quote inside a string is escaped, so the pattern cannot stand within one.
         if at >= 0:

@@ -168,8 +168,8 @@ class OpenAIDecoder:
             self._relay(self._splitter.flush())
         if not self.finished and not (self._seen and self._seen == self._finish):
             raise DecodeFault(
-                "The upstream closed the stream before the answer was complete.",
-                reason=Reason.UPSTREAM_CUT, retryable=True,
+                "The upstream ended the stream before the answer was complete.",
+                reason=Reason.UPSTREAM_PROTOCOL, retryable=True,
             )  # fmt: skip
         self.finished = True
 
@@ -207,18 +207,19 @@ class OpenAIDecoder:
             raise _protocol("The upstream sent an event that is not JSON.") from None
         if not isinstance(event, dict):
             raise _protocol("The upstream sent an event that is not a JSON object.")
+        if event.get("error"):
+            raise _stream_error(event["error"])
         choices = event.get("choices")
-        if not choices:
-            if event.get("error"):
-                raise _stream_error(event["error"])
-            if choices is None and "usage" not in event:
-                return b""  # no shape that a client of this API knows
+        if choices is None and "usage" not in event:
+            return b""  # no shape that a client of this API knows
+        if choices and not isinstance(choices, list):
+            raise _protocol("The upstream sent choices that are not a list.")
         if (reported := event.get("usage")) is not None:
             usage = from_openai(reported)
             self.usage = usage or self.usage
             if not choices:
                 if usage is not None:
-                    self._usage_chunk = event
+                    self._usage_chunk = _fit(event, self._model) if _unfit(event) else event
                 return b""
         if not self._head:
             self._head = {key: event[key] for key in ("id", "object", "created") if key in event}
@@ -227,6 +228,8 @@ class OpenAIDecoder:
             if not isinstance(choice, dict):
                 raise _protocol("The upstream sent a choice that is not a JSON object.")
             index = choice.get("index", 0)
+            if not isinstance(index, int):
+                raise _protocol("The upstream sent a choice whose index is not an integer.")
             self._seen.add(index)
             if choice.get("finish_reason") is not None:
                 self._finish.add(index)

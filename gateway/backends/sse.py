@@ -8,6 +8,8 @@ from __future__ import annotations
 
 MAX_EVENT = 8 * 1024 * 1024 + 1024  # bytes: an 8 MiB payload and its framing
 
+_MARK = b"\xef\xbb\xbf"  # a byte order mark, which a stream may begin with
+
 
 class EventTooLarge(ValueError):
     """An event that did not end within MAX_EVENT bytes."""
@@ -51,8 +53,13 @@ class EventSplitter:
         """Line endings to LF.  A CR ends its line at once, so that no event waits for what follows it; if an LF comes
         next, in this chunk or another, it belongs to that CR."""
         if self._start and data:
-            self._start = False
-            data = data.removeprefix(b"\xef\xbb\xbf")
+            data = bytes(self._rest) + data
+            self._rest.clear()
+            self._start = len(data) < len(_MARK) and _MARK.startswith(data)
+            if self._start:
+                self._rest += data
+                return b""
+            data = data.removeprefix(_MARK)
         if self._pending_cr and data:
             self._pending_cr = False
             data = data.removeprefix(b"\n")
