@@ -3,8 +3,8 @@
 import errno
 import os
 import stat
+from io import FileIO
 from pathlib import Path
-from typing import BinaryIO
 
 from adapters.findings import Code, Finding, RefusedError, quote
 
@@ -38,7 +38,7 @@ def open_folder(folder: Path) -> int:
         ) from error
 
 
-def open_file(folder: int, name: str) -> BinaryIO:
+def open_file(folder: int, name: str) -> FileIO:
     """Opens a file of the adapter for reading: a regular file in the folder itself, of bounded size.
 
     Links are not followed, wherever they point: what was checked is what is copied. O_NONBLOCK keeps a pipe from
@@ -48,7 +48,7 @@ def open_file(folder: int, name: str) -> BinaryIO:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError as error:
         raise RefusedError(_not_opened(folder, name, error)) from error
-    file = os.fdopen(descriptor, "rb", buffering=0)
+    file = FileIO(descriptor, "rb")
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
