@@ -7,10 +7,11 @@ and tests keep them in step.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 from gateway.controlplane import values
 from gateway.domain import snapshot
@@ -21,10 +22,7 @@ _DEFAULT_CONCURRENCY = snapshot.Concurrency()
 
 _VISIBLE = r"[^\s\x00-\x1f\x7f]"
 
-Name = Annotated[
-    str,
-    values.Pattern(r"[a-z0-9][a-z0-9._-]{0,63}", "write at most 64 of a-z, 0-9, dot, dash and underscore"),
-]
+Name = Annotated[str, values.Pattern(values.NAME, "write at most 64 of a-z, 0-9, dot, dash and underscore")]
 ModelId = Annotated[str, values.Pattern(_VISIBLE + "{1,256}", "write at most 256 characters, without spaces")]
 Prefix = Annotated[str, values.Pattern(_VISIBLE + "{0,64}", "write at most 64 characters, without spaces")]
 ParameterName = Annotated[str, values.Pattern(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", "write a parameter's name")]
@@ -52,6 +50,14 @@ class Section(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, allow_inf_nan=False, hide_input_in_errors=True, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_absent(cls, data: object) -> object:
+        """A key without a value (`keys:` with all lines below commented out) is as good as none."""
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if value is not None or key not in cls.model_fields}
 
 
 class Server(Section):
@@ -255,7 +261,7 @@ class EngineSettings(Section):
     stop_timeout: Seconds = 15
     """Seconds that the engine gets to end before it is killed."""
     queue: Count = 128
-    """Requests that may wait inside the engine; further ones are refused by it."""
+    """Requests inside the engine at once, running and waiting; it refuses further ones."""
 
     @property
     def public_name(self) -> str:

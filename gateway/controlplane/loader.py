@@ -15,8 +15,8 @@ from pydantic_core import ErrorDetails
 from gateway.controlplane import rules
 from gateway.controlplane.config import Config
 from gateway.controlplane.document import MAX_BYTES, Document, UnreadableError, read
-from gateway.controlplane.problems import ConfigError, Loc, Mistake, Problem, place
-from gateway.controlplane.wording import describe
+from gateway.controlplane.problems import ConfigError, Loc, Mistake, Problem, closest, place
+from gateway.controlplane.wording import describe, known_keys
 
 __all__ = ["ConfigError", "Problem", "from_mapping", "load"]
 
@@ -55,16 +55,18 @@ def _judge(document: Document) -> tuple[Config | None, list[Mistake]]:
     It ends because each round leaves out more.
     """
     mistakes = list(document.mistakes)
-    bad = set(document.holes)
+    bad = set(document.holes)  # left out
+    meant: set[Loc] = set()  # keys that are there under a wrong name
     while True:
         origin: dict[Loc, Loc] = {}
         tree = _without(document.tree, bad, (), (), origin)
         try:
             config = Config.model_validate(tree)
         except ValidationError as error:
-            found = [_mistake(detail, origin) for detail in error.errors(include_url=False)]
-            fresh = {loc for _, loc in found} - bad
-            mistakes += [mistake for mistake, loc in found if not _touches(mistake.loc, bad)]
+            found = [_Found(detail, origin) for detail in error.errors(include_url=False)]
+            meant.update(place for each in found if (place := each.meant) is not None)
+            mistakes += [each.mistake for each in found if not _touches(each.mistake.loc, bad | meant)]
+            fresh = {each.culprit for each in found} - bad
             if not fresh or () in fresh:
                 return None, mistakes
             bad |= fresh
@@ -72,9 +74,24 @@ def _judge(document: Document) -> tuple[Config | None, list[Mistake]]:
         dropped = _names(document.tree) - _names(tree)
         for mistake in rules.check(config, frozenset(dropped)):
             mistake = mistake._replace(loc=_original(mistake.loc, origin))
-            if not _touches(mistake.loc, bad):
+            if not _touches(mistake.loc, bad | meant):
                 mistakes.append(mistake)
         return config, mistakes
+
+
+class _Found:
+    """One of pydantic's errors, by the places of the file."""
+
+    def __init__(self, detail: ErrorDetails, origin: Mapping[Loc, Loc]) -> None:
+        loc = tuple(part for part in detail["loc"] if part != "[key]")
+        there = _original(loc, origin)
+        self.mistake = Mistake(there, *describe(detail, loc))
+        #: The place to leave out to go on without the error.  What is missing cannot be left out; its parent can.
+        self.culprit = there[:-1] if detail["type"] == "missing" else there
+        #: The place of the key that an unknown key was probably meant to be.
+        self.meant: Loc | None = None
+        if detail["type"] == "extra_forbidden" and (key := closest(str(loc[-1]), known_keys(loc[:-1]))):
+            self.meant = (*there[:-1], key)
 
 
 def _without(value: Any, bad: set[Loc], old: Loc, new: Loc, origin: dict[Loc, Loc]) -> Any:
@@ -112,14 +129,6 @@ def _names(tree: Any) -> set[str]:
             if isinstance(entry, Mapping) and isinstance(entry.get(key), str):
                 names.add(entry[key])
     return names
-
-
-def _mistake(detail: ErrorDetails, origin: Mapping[Loc, Loc]) -> tuple[Mistake, Loc]:
-    """What an error of pydantic says to people, and the place to leave out to go on without it."""
-    loc = tuple(part for part in detail["loc"] if part != "[key]")
-    there = _original(loc, origin)
-    # What is missing cannot be left out; what it is missing from can.
-    return Mistake(there, *describe(detail, loc)), there[:-1] if detail["type"] == "missing" else there
 
 
 def _problem(mistake: Mistake, lines: Mapping[Loc, int]) -> Problem:

@@ -67,11 +67,16 @@ def place(loc: Loc) -> str:
     return text
 
 
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """The known word that `word` was probably meant to be."""
+    return next(iter(difflib.get_close_matches(word.lower(), sorted(set(known)), n=1, cutoff=0.5)), None)
+
+
 def nearest(word: str, known: Iterable[str], what: str) -> str:
     """A hint that names the known word most like `word`, or, where none is, the known ones."""
     names = sorted(set(known))
-    if close := difflib.get_close_matches(word.lower(), names, n=1, cutoff=0.5):
-        return f'did you mean "{close[0]}"?'
+    if meant := closest(word, names):
+        return f'did you mean "{meant}"?'
     if not names:
         return f"there is no {what} yet"
     more = " …" if len(names) > _LISTED else ""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from gateway.controlplane import values
 from gateway.controlplane.config import Config, EngineSettings, TimeoutOverrides, Timeouts, UpstreamSettings
+from gateway.controlplane.launch import RESERVED_ARGUMENTS, RESERVED_ENVIRONMENT
 from gateway.controlplane.problems import Loc, Mistake, nearest
 from gateway.domain.secret import Secret
 
@@ -32,42 +33,6 @@ _SEQUENCES = (
     "abcdefghijklmnopqrstuvwxyz" * 2,
     "qwertyuiopasdfghjklzxcvbnm",
 )
-
-#: Flags of `vllm serve` that the gateway sets or that would take the engine out of its hands → the key to use instead.
-OWNED_FLAGS = {
-    "--host": "",
-    "--port": "",
-    "--uds": "",
-    "--root-path": "",
-    "--grpc": "",
-    "--ssl-keyfile": "",
-    "--ssl-certfile": "",
-    "--ssl-ca-certs": "",
-    "--ssl-cert-reqs": "",
-    "--api-key": "",
-    "--api-server-count": "",
-    "-asc": "",
-    "--headless": "",
-    "--config": "args",
-    "--shutdown-timeout": "stop_timeout",
-    "--enable-lora": "",
-    "--no-enable-lora": "",
-    "--lora-modules": "adapters.sources",
-    "--max-loras": "max_loras",
-    "--max-cpu-loras": "max_cpu_loras",
-    "--max-lora-rank": "max_lora_rank",
-    "--model": "model",
-    "--served-model-name": "served_name",
-    "--max-num-queued-reqs": "queue",
-}
-
-#: Environment variables of vLLM that the gateway sets, or that would open the engine to more than it should do.
-OWNED_VARIABLES = {
-    "VLLM_API_KEY": "the gateway makes the engine's key",
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "the gateway sets it",
-    "VLLM_SERVER_DEV_MODE": "it opens routes that stop and rewrite the engine",
-    "VLLM_LORA_RESOLVER_CACHE_DIR": "it lets a request's model name reach the file system; use adapters.sources",
-}
 
 _Rule = Callable[[Config, frozenset[str]], Iterator[Mistake]]
 
@@ -219,29 +184,29 @@ def _offer(loc: Loc, upstream: UpstreamSettings) -> Iterator[Mistake]:
 
 def _engine(loc: Loc, engine: EngineSettings) -> Iterator[Mistake]:
     for index, argument in enumerate(engine.args):
-        if flag := _owned_flag(argument):
-            instead = OWNED_FLAGS[flag]
-            hint = f"use {instead} instead" if instead else "leave it out"
-            yield Mistake((*loc, "args", index), f"holds {flag}, which the gateway sets itself", hint)
+        if flag := _reserved_flag(argument):
+            yield Mistake(
+                (*loc, "args", index), f"holds {flag}, which is the gateway's to set", RESERVED_ARGUMENTS[flag]
+            )
     if engine.args and not engine.args[0].startswith("-"):
         hint = 'begin with a flag; write a flag and its value as two list items: ["--max-model-len", "2048"]'
         yield Mistake((*loc, "args", 0), "does not begin with a dash: it would be taken for the model", hint)
     for name in engine.env:
-        if reason := OWNED_VARIABLES.get(name):
+        if reason := RESERVED_ENVIRONMENT.get(name):
             yield Mistake((*loc, "env", name), f"cannot be set here: {reason}", "leave it out")
     if engine.max_loras and engine.max_cpu_loras and engine.max_cpu_loras < engine.max_loras:
         hint = f"write at least {engine.max_loras}"
         yield Mistake((*loc, "max_cpu_loras"), "is less than max_loras, which vLLM refuses", hint)
 
 
-def _owned_flag(argument: str) -> str | None:
-    """The owned flag that vLLM would understand `argument` as: its parser takes `_` for `-`, and abbreviations."""
+def _reserved_flag(argument: str) -> str | None:
+    """The reserved flag that vLLM would understand `argument` as: its parser takes `_` for `-`, and abbreviations."""
     flag = re.split(r"[=.\s]", argument, maxsplit=1)[0].replace("_", "-")
-    if flag in OWNED_FLAGS:
+    if flag in RESERVED_ARGUMENTS:
         return flag
     if not flag.startswith("--") or len(flag) < 4:
         return None
-    return next((owned for owned in OWNED_FLAGS if owned.startswith(flag)), None)
+    return next((reserved for reserved in RESERVED_ARGUMENTS if reserved.startswith(flag)), None)
 
 
 def _models(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
@@ -254,7 +219,7 @@ def _models(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
             upstream = upstreams.get(target.upstream)
             if upstream is None:
                 if target.upstream not in dropped:
-                    hint = nearest(target.upstream, {*upstreams, *dropped}, "upstream")
+                    hint = nearest(target.upstream, {*upstreams, *filter(values.NAME.fullmatch, dropped)}, "upstream")
                     yield Mistake((*loc, "upstream"), "names no upstream of this file", hint)
             elif (engine := upstream.engine) and target.model != engine.public_name and not config.adapters.sources:
                 hint = nearest(target.model, [engine.public_name], "model")
@@ -279,7 +244,8 @@ def _tasks(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
 def _adapters(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
     store, sources = _absolute(config.adapters.store), [_absolute(source) for source in config.adapters.sources]
     yield from _duplicates(("adapters", "sources"), None, sources)
-    if sources and not dropped and all(upstream.kind != "vllm" for upstream in config.upstreams):
+    hosts = any(upstream.kind == "vllm" or upstream.engine for upstream in config.upstreams)
+    if sources and not hosts and not dropped:
         hint = "add an upstream of kind vllm, or leave sources out"
         yield Mistake(("adapters", "sources"), "has no use: no upstream can host adapters", hint)
     for index, source in enumerate(sources):

@@ -25,6 +25,9 @@ _DURATION = re.compile(
     r"-?\d+(\.\d+)?|(-?\d+(\.\d+)?(ns|us|µs|ms|s|m|h))+"
 )  # Go's time.ParseDuration, which Ollama uses
 
+#: What upstreams, keys and adapters may be called.
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}", re.ASCII)
+
 #: Headers that the gateway or the connection sets: RFC 9110 7.6.1 and those that frame the body.
 RESERVED_HEADERS = frozenset(
     "connection keep-alive proxy-connection proxy-authenticate proxy-authorization te trailer transfer-encoding "
@@ -165,7 +168,7 @@ def limits_url(value: object) -> str:
 class Pattern:
     """Annotates text that must match a regular expression; `hint` says in words what may be written."""
 
-    def __init__(self, regex: str, hint: str) -> None:
+    def __init__(self, regex: str | re.Pattern[str], hint: str) -> None:
         self._regex = re.compile(regex)
         self._hint = hint
 
