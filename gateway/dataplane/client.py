@@ -53,6 +53,7 @@ class Connection(asyncio.Protocol):
         self._headed = False  # the head is complete
         self._complete = False  # the body is complete
         self._framed = False  # the body's end is told by a length or by chunks
+        self._keep_alive = False
         self._touched = False  # a byte of the answer has come
         self._fault: UpstreamFault | None = None
         self._chunks: list[bytes] = []
@@ -138,7 +139,7 @@ class Connection(asyncio.Protocol):
             self._linger.cancel()
             self._linger = None
         self._busy = False
-        if self.usable and self._framed and self._parser.should_keep_alive():
+        if self.usable and self._framed and self._keep_alive:
             self.reused = True
             self._client.give_back(self)
         else:
@@ -241,6 +242,7 @@ class Connection(asyncio.Protocol):
     def on_message_complete(self) -> None:
         if self._headed:
             self._complete = True
+            self._keep_alive = self._parser.should_keep_alive()  # llhttp knows it in this callback only
 
 
 class UpstreamClient:

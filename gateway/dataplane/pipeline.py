@@ -56,10 +56,9 @@ class Pipeline:
         self._live: set[Scope] = set()
         self._draining = False
 
-    @property
-    def in_flight(self) -> int:
-        """Requests that have not ended."""
-        return len(self._live)
+    def draining(self) -> bool:
+        """Whether the gateway is shutting down."""
+        return self._draining
 
     def begin_drain(self) -> None:
         """From now on new requests are refused; those in flight go on."""

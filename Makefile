@@ -1,0 +1,66 @@
+# The commands of the repository (README.md, INTERFACE in docs/).  Everything is made below var/ and .venv/.
+.DEFAULT_GOAL := help
+.PHONY: help serve test check bench soak e2e env engine format lock clean
+
+PYTHON := $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install
+ENV := $(VENV)/.made-gateway
+DEV := $(VENV)/.made-dev
+
+help:           ## this list
+	@sed -n 's/^\([a-z0-9]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+serve: $(ENV)   ## a ready gateway with a small model and two adapters, on http://127.0.0.1:8000
+	@exec $(PYTHON) deploy/quickstart/serve.py
+
+test: $(DEV) engine ## every test that needs no GPU, the real-engine ones included
+	$(BIN)/python -m pytest
+
+check: $(DEV)   ## format, lint, types, import contracts, dead code, Dockerfile
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/vulture
+	$(BIN)/hadolint Dockerfile
+
+bench: $(DEV)   ## the gateway beside the bare upstream, nginx and LiteLLM, as ratios
+	$(BIN)/python bench/run.py
+
+soak: $(DEV) engine ## the long repetitions of the reliability matrices
+	$(BIN)/python -m pytest -m soak --timeout 3600
+
+e2e: $(DEV) engine ## Open WebUI in a real browser against the gateway
+	$(BIN)/python tests/e2e/prepare.py
+	$(BIN)/python -m pytest tests/e2e --e2e
+
+env: $(ENV)     ## the gateway's own environment
+
+engine:         ## the engine's environment, the small model and the two sample adapters (var/)
+	@$(PYTHON) deploy/quickstart/prepare.py
+
+format: $(DEV)  ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock: $(DEV)    ## write the lock files anew
+	$(PIP) -q uv
+	$(BIN)/uv pip compile -q --generate-hashes --no-header --python-version 3.11 pyproject.toml -o requirements.lock
+	$(BIN)/uv pip compile -q --generate-hashes --no-header --python-version 3.11 pyproject.toml --group dev -o requirements-dev.lock
+
+clean:          ## removes what was made, the models included
+	rm -rf $(VENV) var
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(ENV): requirements.lock pyproject.toml | $(VENV)/bin/python
+	$(PIP) --require-hashes -r requirements.lock
+	$(PIP) -q --no-deps -e .
+	@touch $@
+
+$(DEV): requirements-dev.lock $(ENV) | $(VENV)/bin/python
+	$(PIP) --require-hashes -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,113 @@
+"""The composition root: configuration → object graph → a running gateway.  The one module that knows everyone."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Mapping
+
+from gateway import server
+from gateway.api import pages
+from gateway.api.edge import Edge
+from gateway.api.head import EdgeLimits
+from gateway.api.routes import RouteTable
+from gateway.controlplane.config import Config, Server
+from gateway.controlplane.plane import ControlPlane
+from gateway.dataplane.pipeline import Pipeline
+from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
+from gateway.telemetry import logs
+from gateway.telemetry.metrics import Metrics
+
+_log = logging.getLogger("gateway")
+
+
+class Gateway:
+    """Everything of one running gateway.  `environ` is what engines are given from, scrubbed."""
+
+    def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        self._config = config
+        self.metrics = Metrics()
+        self.snapshots = SnapshotHolder()
+        self._upstreams = Upstreams()
+        self._plane = ControlPlane(
+            config,
+            environ,
+            publish=self.snapshots.publish,
+            in_use=lambda adapter: self._upstreams.in_use[adapter],
+            metrics=self.metrics,
+        )
+        self.pipeline = Pipeline(
+            self.snapshots,
+            self._upstreams,
+            self.metrics,
+            suspect=self._plane.suspect,
+            max_body=config.server.max_body_mib << 20,
+        )
+        self._edge = Edge(
+            self.pipeline,
+            pages.build(self.snapshots, self.metrics, self._plane, self.pipeline.draining),
+            self.snapshots,
+            self.metrics,
+            RouteTable(),
+        )
+        self.metrics.watch(
+            lambda: [(name, live.slots.held, live.slots.waiting) for name, live in self._upstreams.items()]
+        )
+
+    async def serve(self, listener: socket.socket, stop: server.Stop, on_listening: Callable[[str, int], None]) -> None:
+        """Serves until `stop` is asked.  Routing stops before engines do."""
+        await self._plane.start()
+        await server.serve(
+            self._edge,
+            listener,
+            edge_limits(self._config.server),
+            stop=stop,
+            on_refused=self.metrics.refused,
+            on_listening=on_listening,
+            begin_drain=self.pipeline.begin_drain,
+            end_streams=self.pipeline.end_streams,
+            shutdown=self._shutdown,
+            drain_timeout=self._config.server.drain_timeout,
+        )
+
+    async def _shutdown(self) -> None:
+        self._upstreams.close()
+        await self._plane.stop()
+
+
+def edge_limits(settings: Server) -> EdgeLimits:
+    """The server's settings as the guard's limits."""
+    return EdgeLimits(
+        header_timeout=settings.header_timeout,
+        body_timeout=settings.body_timeout,
+        max_body_bytes=settings.max_body_mib << 20,
+        keep_alive=round(settings.keep_alive),
+        write_stall=settings.write_stall,
+        max_connections=settings.max_connections,
+    )
+
+
+def run(config: Config) -> int:
+    """Runs a gateway until it is told to stop.  Returns the exit status."""
+    logs.configure(config.log.level, config.log.format)
+    try:
+        listener = server.listen(config.server.host, config.server.port)
+    except server.ListenError as error:
+        _log.error("%s", error)
+        return 1
+    return server.run(_serve(config, listener))
+
+
+async def _serve(config: Config, listener: socket.socket) -> int:
+    stop = server.Stop()
+    gateway = Gateway(config, os.environ)
+
+    def listening(host: str, port: int) -> None:
+        shown = f"[{host}]" if ":" in host else host
+        _log.info("listening on http://%s:%d", shown, port)
+
+    with stop.on_signals():
+        await gateway.serve(listener, stop, listening)
+    _log.info("stopped")
+    return 0
