@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import yaml
+
 from gateway import server
 from gateway.app import Gateway
 from gateway.controlplane.loader import load
@@ -43,8 +44,11 @@ class Running:
     async def ready(self, timeout: float = 10.0) -> None:
         """Returns when a model can be served."""
         async with httpx2.AsyncClient() as client, asyncio.timeout(timeout):
+            if self.inside is not None:
+                while not self.inside.snapshots.current.ready:
+                    await self.inside.snapshots.changed()
             while (await client.get(f"{self.url}/readyz")).status_code != 200:
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.05)  # another process: there is no event to wait for
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""

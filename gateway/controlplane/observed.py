@@ -71,8 +71,8 @@ class AdapterStatus:
     """One version of an adapter.
 
     `version` is the first 12 hex digits of `digest`; both are "" while the content is not known.  `path` is its
-    folder in the store.  `base` is what the adapter says it was trained on.  `upstreams` are those that it fits.
-    `current`: the adapter's plain name points to this version.
+    folder in the store.  `base` is what the adapter says it was trained on.  `upstreams` are those that it fits,
+    `refused` those of them that do not take it, and why.  `current`: the adapter's plain name points to this version.
     """
 
     name: str
@@ -83,12 +83,18 @@ class AdapterStatus:
     base: str = ""
     reason: str = ""
     upstreams: tuple[str, ...] = ()
+    refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     current: bool = False
 
     @property
     def engine_name(self) -> str:
         """Its name in an engine, and its exact public name: `name@version`."""
         return f"{self.name}@{self.version}"
+
+    @property
+    def routed(self) -> bool:
+        """Whether requests may name it: while it is on its way, while it serves, and as long as its name points to it."""
+        return self.current or self.phase in (Phase.LOADING, Phase.READY)
 
 
 @dataclass(frozen=True, slots=True)

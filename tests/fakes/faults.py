@@ -122,10 +122,11 @@ def closed_port() -> Iterator[str]:
 
 
 @contextmanager
-def black_hole() -> Iterator[str]:
+def black_hole(port: int = 0) -> Iterator[str]:
     """A base URL whose connections never come about: the listener's backlog is full, so that packets are dropped."""
     with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(("127.0.0.1", port))
         listener.listen(0)
         address = listener.getsockname()
         fillers = [socket.socket() for _ in range(3)]

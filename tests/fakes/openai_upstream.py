@@ -263,19 +263,27 @@ class OpenAIUpstream:
         """The base URL that goes into a configuration."""
         return f"http://127.0.0.1:{self._port}/v1"
 
-    async def __aenter__(self) -> Self:
+    async def start(self) -> None:
+        """Listens; on the same port again after a `stop`."""
         loop = asyncio.get_running_loop()
         self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self._port)
         self._port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        """Stops listening and cuts every connection: from now on the port refuses."""
+        self._server.close()
+        for task in self._serving:
+            task.cancel()
+        await asyncio.gather(*self._serving, return_exceptions=True)
+
+    async def __aenter__(self) -> Self:
+        await self.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ):
-        self._server.close()
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        await self.stop()
         if self._broken and error is None:
             raise self._broken[0]
 

@@ -1,0 +1,132 @@
+"""Which request heads are served: pure rules over what the parser read.
+
+The rules are those of RFC 9112, read strictly (3.2 target and Host, 5 header fields, 6 framing).  A refusal says what
+is wrong and never repeats what the client sent.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from gateway.domain.errors import InvalidRequest, MethodNotAllowed, Refusal, TooLarge
+
+_ONCE = frozenset({b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"api-key"})
+_HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?")
+_ABSOLUTE = re.compile(rb"https?://([^/?]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
+_UPGRADE = frozenset({b"upgrade", b"connection", b"http2-settings"})
+
+Headers = Collection[tuple[bytes, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeLimits:
+    """What one client may cost.  Times in seconds, sizes in bytes, rates in bytes a second.
+
+    `header_timeout` runs from the connect or from a head's first byte to its last.  A body must bring
+    `min_body_rate` in each `body_timeout`, which ends R-U-D-Y and leaves slow links alone; `write_stall` asks the same
+    rate of a client that is behind in reading its answer.  `keep_alive` should exceed the idle time of a load balancer
+    in front.
+    """
+
+    header_timeout: float = 10.0
+    body_timeout: float = 30.0
+    min_body_rate: int = 1024
+    max_header_bytes: int = 32 * 1024
+    max_headers: int = 100
+    max_target_bytes: int = 8 * 1024
+    max_body_bytes: int = 64 * 1024 * 1024
+    keep_alive: int = 75
+    write_stall: float = 30.0
+    max_connections: int = 4096
+
+
+def checked_target(method: bytes, version: str, target: bytes, headers: Headers, limits: EdgeLimits) -> bytes:
+    """The request target in origin form (`/path?query`), if the head is one we serve; else raises Refusal.
+
+    `headers` have lower-case names, as uvicorn keeps them.
+    """
+    if version not in ("1.1", "1.0"):
+        raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.", code="unsupported_http_version")
+    if method in (b"CONNECT", b"TRACE"):
+        raise MethodNotAllowed("This method is not served.")
+    if len(target) > limits.max_target_bytes:
+        raise target_too_long(limits)
+    single: dict[bytes, bytes] = {}
+    for name, value in headers:
+        if not value.isascii():
+            raise InvalidRequest("A header value holds bytes outside ASCII; percent-encode it.", code="invalid_header")
+        if name in _ONCE:
+            if name in single:
+                raise InvalidRequest(f"The header {name.decode()} may be sent only once.", code="duplicate_header")
+            single[name] = value
+    _check_framing(version, single, limits)
+    host = single.get(b"host")
+    if host is None:
+        if version == "1.1":
+            raise InvalidRequest("The Host header is missing.", code="invalid_host")
+    elif _HOST.fullmatch(host := host.strip(b" \t")) is None:
+        raise InvalidRequest("The Host header is not a host with an optional port.", code="invalid_host")
+    return _origin_form(target, host)
+
+
+def _check_framing(version: str, single: dict[bytes, bytes], limits: EdgeLimits) -> None:
+    encoding = single.get(b"transfer-encoding")
+    length = single.get(b"content-length")
+    if encoding is not None:
+        # HTTP/1.0 knows no chunks: a proxy that reads it so would see the body end elsewhere (RFC 9112, 6.1).
+        if length is not None or version == "1.0" or encoding.strip(b" \t").lower() != b"chunked":
+            raise InvalidRequest(
+                "Transfer-Encoding must be 'chunked', in HTTP/1.1, and without Content-Length.", code="invalid_framing"
+            )
+    elif length is not None:
+        if not (digits := length.strip(b" \t")).isdigit():
+            raise InvalidRequest("Content-Length is not a number.", code="invalid_framing")
+        if int(digits) > limits.max_body_bytes:
+            raise body_too_large(limits)
+
+
+def _origin_form(target: bytes, host: bytes | None) -> bytes:
+    if b"#" in target:
+        raise InvalidRequest("The request target may not hold a fragment.", code="invalid_target")
+    if target.startswith(b"/"):
+        return target
+    # The authority of an absolute target outranks Host, so that a target naming another host would be read otherwise
+    # by a proxy in front: the two must agree.
+    absolute = _ABSOLUTE.fullmatch(target)
+    if absolute is None or host is None or absolute[1].lower() != host.lower():
+        raise InvalidRequest("The request target must be a path, or a URL of the host in Host.", code="invalid_target")
+    return (absolute[2] or b"/") + (absolute[3] or b"")
+
+
+def target_too_long(limits: EdgeLimits) -> Refusal:
+    return Refusal(f"The request target exceeds {limits.max_target_bytes} bytes.", status=414, code="uri_too_long")
+
+
+def headers_too_large(limits: EdgeLimits) -> Refusal:
+    return Refusal(
+        f"The headers exceed {limits.max_header_bytes} bytes or {limits.max_headers} lines.",
+        status=431,
+        code="headers_too_large",
+    )
+
+
+def body_too_large(limits: EdgeLimits) -> Refusal:
+    return TooLarge(f"The body exceeds {limits.max_body_bytes} bytes.")
+
+
+def head_size(target: bytes, headers: Headers) -> int:
+    """Bytes of a head on the wire, but for the method, the version and spaces around values."""
+    return len(target) + sum(len(name) + len(value) + 4 for name, value in headers)
+
+
+def without_upgrade(method: bytes, version: str, target: bytes, headers: Headers) -> bytes:
+    """The head as it goes over the wire, without the wish for another protocol."""
+    lines = [b"%s %s HTTP/%s" % (method, target, version.encode())]
+    for name, value in headers:
+        if name not in _UPGRADE:
+            lines.append(b"%s: %s" % (name, value))
+        elif name == b"connection" and b"close" in value.lower():
+            lines.append(b"connection: close")
+    return b"\r\n".join([*lines, b"", b""])
