@@ -48,7 +48,6 @@ def open_file(folder: int, name: str) -> FileIO:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder)
     except OSError as error:
         raise RefusedError(_not_opened(folder, name, error)) from error
-    file = FileIO(descriptor, "rb")
     try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
@@ -61,10 +60,10 @@ def open_file(folder: int, name: str) -> FileIO:
                     "this is not what a LoRA adapter looks like; check what was exported",
                 )
             )
+        return FileIO(descriptor, "rb")
     except BaseException:
-        file.close()
+        os.close(descriptor)
         raise
-    return file
 
 
 def _not_opened(folder: int, name: str, error: OSError) -> Finding:

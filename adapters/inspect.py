@@ -95,8 +95,7 @@ def inspect(manifest: Manifest, tensors: Iterable[Tensor]) -> Inspection:
             copies[copy["module"]] = tensor
             continue
         strangers.append(tensor.name)
-    findings = [*_strangers(strangers), *_unpaired(sides)]
-    if findings:
+    if findings := (*_strangers(strangers), *_unpaired(sides, empty=not sides and not strangers)):
         raise RefusedError(*findings)
     modules = {name: Factors(pair["A"], pair["B"], name in embeddings) for name, pair in sides.items()}
     misshapen = [name for name, factors in modules.items() if not _fits(factors)]
@@ -136,9 +135,9 @@ def _strangers(names: list[str]) -> list[Finding]:
     ]
 
 
-def _unpaired(sides: Mapping[str, Mapping[str, Tensor]]) -> list[Finding]:
+def _unpaired(sides: Mapping[str, Mapping[str, Tensor]], empty: bool) -> list[Finding]:
     remedy = "the file is not a whole adapter: export it again"
-    if not sides:
+    if empty:
         return [Finding(Code.UNPAIRED, f"{WEIGHTS} holds no LoRA tensors", remedy)]
     alone = [f"{name}.lora_{next(iter(pair))}" for name, pair in sides.items() if len(pair) == 1]
     if not alone:

@@ -106,7 +106,7 @@ def parse(key: str) -> Pattern:
     while position < len(body):
         atom = _ATOM.match(body, position)
         if atom is None:
-            raise UnsupportedPatternError(f"{body[position : position + 20]!a} is beyond what is allowed in it")
+            raise UnsupportedPatternError(f"{body[position : position + 20]!a} is no part of a simple pattern")
         counts["groups"] += atom["group"] is not None
         counts["optional characters"] += atom["repeat"] == "?"
         counts["repetitions"] += atom["repeat"] in ("*", "+")

@@ -16,7 +16,7 @@ def loads(data: bytes) -> object:
     except UnicodeDecodeError as error:
         raise StrictJsonError(f"byte {error.start} is not UTF-8") from error
     except (ValueError, RecursionError) as error:  # ValueError also for an integer of thousands of digits
-        raise StrictJsonError(ascii(str(error)[:100])) from error
+        raise StrictJsonError(str(error)[:100]) from error
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

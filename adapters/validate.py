@@ -202,7 +202,8 @@ def _ranks(inspection: Inspection, max_lora_rank: int | None) -> Iterator[Findin
 
 
 def _against(inspection: Inspection, base: BaseModel) -> Iterator[Finding]:
-    remedy = f"use the base model it was trained on ({quote(inspection.manifest.base_model)})"
+    trained_on = inspection.manifest.base_model
+    remedy = "use the base model it was trained on" + (f" ({quote(trained_on)})" if trained_on else "")
     unknown = [name for name in inspection.modules if name not in base.shapes]
     if unknown:
         yield Finding(Code.MODULE, f"{base.name} has no module {several(unknown)}", remedy)
@@ -222,7 +223,6 @@ def _against(inspection: Inspection, base: BaseModel) -> Iterator[Finding]:
                 f"the adapter was trained with another vocabulary: its {name} has the shape {list(copy.shape)}",
                 f"{_MERGE}, which takes the vocabulary over",
             )
-    trained_on = inspection.manifest.base_model
     if trained_on and Path(trained_on).name.casefold() != base.name.casefold():
         yield Finding(
             Code.BASE_NAME,
