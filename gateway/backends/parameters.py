@@ -53,6 +53,23 @@ VLLM: Mapping[Endpoint, frozenset[str]] = {
     ),
 }
 
+_OLLAMA_SAMPLING = frozenset(
+    """model stream stream_options n temperature top_p top_k min_p typical_p seed stop frequency_penalty
+    presence_penalty repeat_penalty repetition_penalty repeat_last_n num_keep num_predict max_tokens
+    max_completion_tokens""".split()
+)
+
+#: What has a counterpart in Ollama's API.  `num_ctx` and `keep_alive` decide over the server's memory: they are the
+#: operator's, unless `parameters.allow` gives them to clients.
+OLLAMA: Mapping[Endpoint, frozenset[str]] = {
+    Endpoint.CHAT: _OLLAMA_SAMPLING
+    | frozenset(
+        "messages tools tool_choice response_format format logprobs top_logprobs think reasoning_effort user".split()
+    ),
+    Endpoint.COMPLETIONS: _OLLAMA_SAMPLING | frozenset("prompt suffix user".split()),
+    Endpoint.EMBEDDINGS: frozenset("model input dimensions encoding_format user".split()),
+}
+
 
 def select(
     body: Mapping[str, Any], known: frozenset[str], policy: ParameterPolicy
