@@ -94,10 +94,11 @@ DELAY = tuple(
 def report(outcomes: Sequence[Outcome], rounds: int) -> str:
     """The tables, as Markdown."""
     by_name = {outcome.name: outcome for outcome in outcomes}
+    compared = ratios(by_name)
     parts = [
         f"{machine()}; {rounds} interleaved round{'s' if rounds > 1 else ''}, medians",
         f"CPU of the target's whole process tree\n\n{costs(outcomes)}",
-        f"The same as ratios\n\n{ratios(by_name)}",
+        *([f"The same as ratios\n\n{compared}"] if compared else []),
         f"Time to first byte of a stream, ms: the upstream's own, and what a target adds\n\n{delays(by_name)}",
         f"Bytes altered: payload of JSON answers and of streams, beside the upstream's\n\n{altered(outcomes)}",
         "\n".join(str(floor) for floor in floors(by_name)),
@@ -119,12 +120,13 @@ def costs(outcomes: Sequence[Outcome]) -> str:
 
 
 def ratios(outcomes: Mapping[str, Outcome]) -> str:
+    """Empty where no two targets are worth comparing."""
     rows = [
         [f"{over} ÷ {under}", *(ratio(outcomes[over], outcomes[under], column) for column in COST[1:])]
         for over, under in (("litellm", "gateway"), ("gateway", "nginx"), ("gateway", "bare"))
         if over in outcomes and under in outcomes
     ]
-    return table(["", *(column.title for column in COST[1:])], rows)
+    return table(["", *(column.title for column in COST[1:])], rows) if rows else ""
 
 
 def delays(outcomes: Mapping[str, Outcome]) -> str:
