@@ -37,12 +37,14 @@ class UpstreamStatus:
     """What is known of one upstream.
 
     `models`: the last list that it gave, kept while it is down.  `since`: when it came into this state.
-    `endpoint`: where it listens, for an engine that the gateway runs.  `message` is for people.
+    `endpoint`: where it listens, for an engine that the gateway runs.  `message` is for the operator; `progress`, what
+    an engine does while it boots, for everybody.
     """
 
     state: UpstreamState
     since: float
     message: str = ""
+    progress: str = ""
     models: tuple[ListedModel, ...] = ()
     endpoint: EngineEndpoint | None = None
 
@@ -93,7 +95,7 @@ class AdapterStatus:
 
     @property
     def routed(self) -> bool:
-        """Whether requests may name it: while it is on its way, while it serves, and as long as its name points to it."""
+        """Whether requests may name it: on its way, serving, or as long as its plain name points to it."""
         return self.current or self.phase in (Phase.LOADING, Phase.READY)
 
 

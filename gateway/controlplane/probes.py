@@ -1,0 +1,220 @@
+"""Asks each upstream, in the background, whether it is there and which models it has."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from gateway.backends.base import Discovery
+from gateway.controlplane.contact import Contact, Unanswered
+from gateway.controlplane.observed import UpstreamState
+from gateway.domain.errors import GatewayError
+from gateway.domain.listing import ListedModel
+from gateway.domain.snapshot import Upstream
+
+log = logging.getLogger("gateway.probes")
+
+_ROUND = 30.0  # seconds for all requests of one round
+_FAILURES = 2  # in a row, before an upstream counts as down: one lost packet must not take a model away
+_FIRST_RETRY = 1.0  # seconds after a failure; doubled with each further one, up to the interval
+_SUSPICION_GAP = 0.25  # seconds between two rounds, however many requests complain
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the rounds so far have shown.  `models`: the last list that came, also while nothing answers."""
+
+    state: UpstreamState = UpstreamState.STARTING
+    message: str = ""
+    models: tuple[ListedModel, ...] = ()
+
+
+class _NoList(Exception):
+    """It answers, but not with a list of models."""
+
+
+class Probe:
+    """Watches one upstream: never two rounds at once, at once when asked, otherwise every `interval` seconds.
+
+    `changed` is called when `seen` has changed; `jitter` gives a factor around 1 that keeps many probes apart.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        discover: Callable[[Upstream], Discovery],
+        interval: float,
+        *,
+        changed: Callable[[], None],
+        jitter: Callable[[], float],
+    ) -> None:
+        self.name = name
+        self.seen = Seen()
+        self._discover = discover
+        self._interval = interval
+        self._changed = changed
+        self._jitter = jitter
+        self._upstream: Upstream | None = None
+        self._failures = 0
+        self._due = 0.0  # the loop's clock
+        self._ended = -_SUSPICION_GAP
+        self._wake = asyncio.Event()
+        self._awaited: list[asyncio.Future[None]] = []
+
+    def retarget(self, upstream: Upstream | None) -> None:
+        """Where to ask from now on; None: nowhere.  A new address is a new start: what the old one had is kept only
+        as what may come back."""
+        if upstream == self._upstream:
+            return
+        self._upstream = upstream
+        self._failures = 0
+        self._due = 0.0
+        self._see(replace(self.seen, state=UpstreamState.STARTING, message=""))
+        self._release()
+        self._wake.set()
+
+    def suspect(self) -> None:
+        """Somebody saw it fail: a round at once, or as soon as the gap allows."""
+        self._due = min(self._due, self._ended + _SUSPICION_GAP)
+        self._wake.set()
+
+    async def refresh(self) -> bool:
+        """Waits for a round that begins after this call.  True: the upstream is up and `seen` is as new as that."""
+        if self._upstream is None:
+            return False
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._awaited.append(done)
+        self._due = 0.0
+        self._wake.set()
+        await done
+        return self.seen.state is UpstreamState.UP and self._failures == 0
+
+    async def run(self) -> None:
+        """Asks until it is cancelled."""
+        try:
+            while True:
+                upstream = self._upstream
+                if upstream is None:
+                    await self._sleep(None)
+                    continue
+                async with Contact(upstream) as contact:
+                    while upstream is self._upstream:
+                        if (wait := self._due - asyncio.get_running_loop().time()) > 0:
+                            await self._sleep(wait)
+                        else:
+                            await self._round(contact, upstream)
+        finally:
+            self._release()
+
+    async def _sleep(self, seconds: float | None) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+
+    async def _round(self, contact: Contact, upstream: Upstream) -> None:
+        awaited, self._awaited = self._awaited, []
+        try:
+            seen, failed = await self._ask(contact, upstream)
+            if upstream is self._upstream:
+                self._conclude(seen, failed)
+        finally:
+            self._ended = asyncio.get_running_loop().time()
+            _resolve(awaited)
+
+    def _conclude(self, seen: Seen, failed: bool) -> None:
+        self._failures = self._failures + 1 if failed else 0
+        delay = min(self._interval, _FIRST_RETRY * 2 ** min(self._failures - 1, 10)) if failed else self._interval
+        self._due = asyncio.get_running_loop().time() + delay * self._jitter()
+        if failed and self._failures < _FAILURES:
+            log.info("upstream %s failed a probe: %s", self.name, seen.message)
+        else:
+            self._see(seen)
+
+    async def _ask(self, contact: Contact, upstream: Upstream) -> tuple[Seen, bool]:
+        """One round: what was seen, and whether that is a failure."""
+        try:
+            async with asyncio.timeout(_ROUND):
+                models = _steady(self.seen.models, await _models(contact, self._discover(upstream)))
+        except TimeoutError:
+            return self._down(f"its list of models took more than {_ROUND:g} s"), True
+        except Unanswered as error:
+            return self._down(str(error)), True
+        except _NoList as error:
+            # It lives; whether it serves, the next request shows.
+            return Seen(UpstreamState.UP, str(error), self.seen.models), False
+        return Seen(UpstreamState.UP, "", models), False
+
+    def _down(self, message: str) -> Seen:
+        return Seen(UpstreamState.DOWN, message, self.seen.models)
+
+    def _see(self, seen: Seen) -> None:
+        before, self.seen = self.seen, seen
+        if seen == before:
+            return
+        if (seen.state, seen.message) != (before.state, before.message):
+            level = logging.INFO if seen.state is not UpstreamState.DOWN and not seen.message else logging.WARNING
+            log.log(level, "upstream %s is %s%s", self.name, seen.state, f": {seen.message}" if seen.message else "")
+        self._changed()
+
+    def _release(self) -> None:
+        awaited, self._awaited = self._awaited, []
+        _resolve(awaited)
+
+
+async def _models(contact: Contact, discovery: Discovery) -> tuple[ListedModel, ...]:
+    """Lets the dialect ask.  Only the first request decides whether the upstream is there; the dialect copes with the
+    loss of a later one.  Raises Unanswered, _NoList."""
+    answer: bytes | None = None
+    first = True
+    try:
+        ask = next(discovery)
+        while True:
+            try:
+                reply = await contact.request("GET" if ask.body is None else "POST", ask.path, ask.body)
+            except Unanswered:
+                if first:
+                    raise
+                answer = None
+            else:
+                if first and reply.status != 200:
+                    raise _refusal(reply.status, ask.path)
+                answer = reply.body if reply.status == 200 else None
+            first = False
+            ask = discovery.send(answer)
+    except StopIteration as end:
+        models: tuple[ListedModel, ...] = end.value
+        return models
+    except (ValueError, GatewayError) as error:
+        raise _NoList(f"its list of models cannot be read: {error}") from error
+    finally:
+        discovery.close()
+
+
+def _refusal(status: int, path: str) -> Exception:
+    place = path.partition("?")[0]
+    if status >= 500:
+        return Unanswered(f"it answers {status} to {place}")
+    if status in (401, 403):
+        return _NoList(f"it answers {status} to {place}: mend its api_key")
+    if status == 404:
+        return _NoList(f"it has no {place}: mend its base_url, or name its models in `models`")
+    return _NoList(f"it answers {status} to {place}")
+
+
+def _steady(before: Iterable[ListedModel], now: Iterable[ListedModel]) -> tuple[ListedModel, ...]:
+    """The new list with the first `created` that each model had: vLLM gives the time of the request, and a list that
+    differs in nothing else is no change.  The first of equal ids counts."""
+    created = {model.id: model.created for model in before}
+    unique = {model.id: model for model in reversed(list(now))}
+    return tuple(replace(model, created=created.get(model.id, model.created)) for model in reversed(unique.values()))
+
+
+def _resolve(awaited: Iterable[asyncio.Future[None]]) -> None:
+    for future in awaited:
+        if not future.done():
+            future.set_result(None)
