@@ -6,6 +6,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from gateway import server
 from gateway.api import pages
@@ -59,7 +60,7 @@ class Gateway:
         """Serves until `stop` is asked.  Routing stops before engines do."""
         await self._plane.start()
         await server.serve(
-            self._edge,
+            cast(Any, self._edge),
             listener,
             edge_limits(self._config.server),
             stop=stop,
