@@ -181,7 +181,7 @@ class Parameters(Section):
     rename: dict[ParameterName, ParameterName] = {}
     """Client's name → the upstream's, as in `{max_tokens: max_completion_tokens}`."""
     drop: tuple[ParameterName, ...] = ()
-    """Parameters that this upstream refuses; a dropped one is named in a header of the answer."""
+    """Parameters that this upstream refuses; a dropped one is named in the header `x-gateway-dropped-params`."""
     allow: Everything = ()
     """Parameters that pass beyond those that the kind of upstream is known to take; "*" lets all through."""
     set: dict[ParameterName, Any] = {}
@@ -234,7 +234,7 @@ class OllamaOptions(Section):
         bool | str | None,
         BeforeValidator(values.think, json_schema_input_type=bool | Literal["low", "medium", "high"] | None),
     ] = None
-    """Whether models think before they answer, where a request does not say."""
+    """Whether (or how much) models think before they answer, where a request does not say."""
 
 
 class EngineSettings(Section):
@@ -290,6 +290,8 @@ class UpstreamSettings(Section):
     """Certificates (PEM) to trust instead of the system's."""
     models: tuple[ModelId, ...] | None = None
     """What to offer, by the upstream's names; null: all that it lists."""
+    developer_role: bool | None = None
+    """Whether its models know the role `developer`, else it becomes `system`; null: those of kind openai do."""
     prefix: Prefix = ""
     """Put before the names of its models, as in `openai/`."""
     timeouts: TimeoutOverrides = TimeoutOverrides()
@@ -308,6 +310,11 @@ class UpstreamSettings(Section):
     """Whether the models of an upstream that is down leave `/v1/models`, or stay and answer 503."""
     hide_after: Seconds = 60
     """Seconds of being down after which they leave."""
+
+    @property
+    def knows_developer_role(self) -> bool:
+        """Whether messages of the role `developer` can be sent as they are."""
+        return self.kind == "openai" if self.developer_role is None else self.developer_role
 
     def policy_for(self, model: str) -> snapshot.ParameterPolicy:
         """What happens to the parameters of a request to this model of the upstream."""

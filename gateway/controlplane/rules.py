@@ -22,10 +22,10 @@ _MIN_DISTINCT = 8  # characters that a key must at least be made of
 
 # Words that sample keys are made of; a key that holds nothing but these (and runs of digits) is a sample.
 _SAMPLE_WORDS = frozenset(
-    "sk pk key keys api apikey my your the this that a an to me it here change changeme changeit changethis replace "
-    "replaceme insert put set enter test testing tests demo dev example sample dummy fake placeholder secret secretkey "
-    "password passwd pass token admin adminkey root user client gateway lora openwebui webui vllm ollama openai empty "
-    "none null foo bar baz please in production long random string value some default master local".split()
+    "sk pk key keys api apikey my your the this that an to me it here with use change changeme changeit changethis "
+    "replace replaceme insert put set enter test testing tests demo dev example sample dummy fake placeholder secret "
+    "secretkey password passwd pass token admin adminkey root user client gateway lora openwebui webui vllm ollama "
+    "openai empty none null foo bar baz please in production long random string value some default master local".split()
 )
 _SEQUENCES = (
     "01234567890123456789",
@@ -97,11 +97,17 @@ def _strength(loc: Loc, secret: Secret) -> Iterator[Mistake]:
 def is_sample(key: str) -> bool:
     """Whether a key is only words and sequences that documentation and habit put in the place of a key."""
     tokens = re.findall(r"[a-z]+|\d+", key.lower())
+    telling = [token for token in tokens if len(token) > 2]  # short ones stand beside words, and in random keys
+    strange = [token for token in tokens if len(token) <= 2 and not token.isdigit() and token not in _SAMPLE_WORDS]
     whole = "".join(tokens)
-    return all(
-        token in _SAMPLE_WORDS or len(set(token)) == 1 or any(token in sequence for sequence in _SEQUENCES)
-        for token in tokens
-    ) or any(whole in sequence for sequence in _SEQUENCES)
+    return any(whole in sequence for sequence in _SEQUENCES) or (
+        bool(telling) and not strange and all(_is_habitual(token) for token in telling)
+    )
+
+
+def _is_habitual(token: str) -> bool:
+    repeated = len(set(token)) == 1
+    return repeated or token in _SAMPLE_WORDS or any(token in sequence for sequence in _SEQUENCES)
 
 
 def _timeouts(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
