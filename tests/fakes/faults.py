@@ -90,6 +90,14 @@ def stream(*chunks: bytes, headers: Headers = (), end: Behaviour = end_without_d
     return behave
 
 
+def silent_stream_of(end: Behaviour) -> Behaviour:
+    """The head of an event stream, and then `end` instead of an event."""
+    return stream(end=end)
+
+
+silent_stream = silent_stream_of(hang)
+
+
 def endless(block: bytes) -> Behaviour:
     """The same block for ever, in chunks, as fast as the client takes it."""
 

@@ -256,18 +256,18 @@ class OpenAIUpstream:
         self._arrived = asyncio.Condition()
         self._broken: list[Exception] = []
         self._serving: set[asyncio.Task[Any]] = set()
-        self._port = 0
+        self.port = 0  # set when it listens, and kept
 
     @property
     def url(self) -> str:
         """The base URL that goes into a configuration."""
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"http://127.0.0.1:{self.port}/v1"
 
     async def start(self) -> None:
         """Listens; on the same port again after a `stop`."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self._port)
-        self._port = self._server.sockets[0].getsockname()[1]
+        self._server = await loop.create_server(lambda: _Connection(self), "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
         """Stops listening and cuts every connection: from now on the port refuses."""
@@ -292,6 +292,15 @@ class OpenAIUpstream:
         async with asyncio.timeout(within), self._arrived:
             await self._arrived.wait_for(lambda: len(self.ledger) > number)
         return self.ledger[number]
+
+    async def attempt_of(self, model: str, within: float = 5.0) -> Attempt:
+        """The first attempt that asks for this model, as soon as it has arrived."""
+        async with asyncio.timeout(within), self._arrived:
+            while True:
+                for attempt in self.ledger:
+                    if attempt.model == model:
+                        return attempt
+                await self._arrived.wait()
 
     async def _serve(self, client: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()

@@ -142,6 +142,7 @@ async def test_the_ledger_tells_what_was_asked_and_how_much_was_said(
     (attempt,) = upstream.ledger
     assert attempt.request.json == {"messages": ASK, "model": "m", "unknown": 1}
     assert attempt.request.header("authorization") == "Bearer sk-right"
+    await asyncio.wait_for(attempt.over.wait(), 1)
     assert (attempt.tokens, attempt.outcome) == (5, "answered")
 
 
