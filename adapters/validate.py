@@ -15,10 +15,10 @@ from typing import BinaryIO
 from adapters.base_model import BaseModel
 from adapters.files import WEIGHTS, open_file, open_folder
 from adapters.findings import Code, Finding, RefusedError, quote
+from adapters.finite import LIMIT, SCANNABLE, scan
 from adapters.inspect import Inspection, inspect, required_max_lora_rank, several
 from adapters.manifest import MAX_RANK, Manifest, read_manifest
 from adapters.safetensors import SafetensorsError, Tensor, read_header
-from adapters.scan import LIMIT, SCANNABLE, scan
 
 _MERGE = "merge it into the base model"
 
@@ -156,6 +156,13 @@ def _structure(inspection: Inspection, base: BaseModel | None, max_lora_rank: in
             Code.VARIANT,
             "ensure_weight_tying shares one adapter between embed_tokens and lm_head, which vLLM does not",
             f"train without it, or {_MERGE}",
+        )
+    if "lm_head" in _ends(inspection):
+        yield Finding(
+            Code.OUTPUT_LAYER,
+            "vLLM 0.32 leaves lm_head's part of the adapter out of prompt_logprobs (what it generates is right)",
+            f"where those are needed, train without lm_head, or {_MERGE}",
+            "warning",
         )
     if base is None:
         yield Finding(
