@@ -13,7 +13,7 @@ from adapters.findings import Code, Finding, RefusedError, Severity
 from adapters.inspect import Inspection, required_max_lora_rank
 from adapters.manifest import Manifest
 from adapters.sources.folder import Changes, FolderState, Scan, changes, scan
-from adapters.store import AdapterStore, StoredAdapter, StoreError
+from adapters.store import AdapterStore, StoredAdapter, StoreError, digest_of
 from adapters.validate import Verdict, check
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "Verdict",
     "changes",
     "check",
+    "digest_of",
     "required_max_lora_rank",
     "scan",
 ]

@@ -74,7 +74,7 @@ class AdapterStore:
             copy = Path(tempfile.mkdtemp(dir=self._staging))
             try:
                 _copy(folder, copy)
-                digest = _digest(copy)
+                digest = digest_of(copy)
                 if accept is not None:
                     accept(copy)
                 if self.get(digest) is None:
@@ -100,7 +100,7 @@ class AdapterStore:
         if stored is None:
             raise StoreError(f"{self.root} holds no version {digest[:64]}")
         try:
-            whole = sorted(os.listdir(stored.path)) == sorted(ADAPTER_FILES) and _digest(stored.path) == digest
+            whole = sorted(os.listdir(stored.path)) == sorted(ADAPTER_FILES) and digest_of(stored.path) == digest
         except RefusedError as refused:
             raise StoreError(f"{stored.path} is damaged: {refused}") from refused
         if not whole:
@@ -164,7 +164,8 @@ def _copy(source: Path, target: Path) -> None:
         os.close(folder)
 
 
-def _digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
+    """The digest that the adapter in the folder `path` has in a store. Reads all of it; raises RefusedError, OSError."""
     total = hashlib.sha256()
     folder = open_folder(path)
     try:

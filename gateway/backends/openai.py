@@ -45,7 +45,7 @@ class OpenAI:
             body.pop("tool_choice", None)
             body.pop("parallel_tool_calls", None)
             dropped += ("tools",)
-        if call.stream and call.endpoint is not Endpoint.EMBEDDINGS:
+        if call.stream and call.endpoint is not Endpoint.EMBEDDINGS and "stream_options" not in target.parameters.drop:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         if not target.developer_role and call.endpoint is Endpoint.CHAT:
             body["messages"] = _system_role(body.get("messages"))

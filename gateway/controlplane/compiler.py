@@ -264,7 +264,7 @@ def _target(upstream: UpstreamSettings, model: str, policy_of: str, facts: Facts
         model,
         parameters=upstream.policy_for(policy_of),
         strip_tools=facts.tools is False,
-        developer_role=upstream.kind == "openai",
+        developer_role=upstream.knows_developer_role,
         context_length=facts.context_length,
         price=None if override is None else _price(override),
     )

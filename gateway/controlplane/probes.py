@@ -31,7 +31,7 @@ class Seen:
     models: tuple[ListedModel, ...] = ()
 
 
-class _NoList(Exception):
+class NoList(Exception):
     """It answers, but not with a list of models."""
 
 
@@ -139,12 +139,12 @@ class Probe:
         """One round: what was seen, and whether that is a failure."""
         try:
             async with asyncio.timeout(_ROUND):
-                models = _steady(self.seen.models, await _models(contact, self._discover(upstream)))
+                models = _steady(self.seen.models, await models_of(contact, self._discover(upstream)))
         except TimeoutError:
             return self._down(f"its list of models took more than {_ROUND:g} s"), True
         except Unanswered as error:
             return self._down(str(error)), True
-        except _NoList as error:
+        except NoList as error:
             # It lives; whether it serves, the next request shows.
             return Seen(UpstreamState.UP, str(error), self.seen.models), False
         return Seen(UpstreamState.UP, "", models), False
@@ -166,9 +166,9 @@ class Probe:
         _resolve(awaited)
 
 
-async def _models(contact: Contact, discovery: Discovery) -> tuple[ListedModel, ...]:
+async def models_of(contact: Contact, discovery: Discovery) -> tuple[ListedModel, ...]:
     """Lets the dialect ask.  Only the first request decides whether the upstream is there; the dialect copes with the
-    loss of a later one.  Raises Unanswered, _NoList."""
+    loss of a later one.  Raises Unanswered, NoList."""
     answer: bytes | None = None
     first = True
     try:
@@ -190,7 +190,7 @@ async def _models(contact: Contact, discovery: Discovery) -> tuple[ListedModel, 
         models: tuple[ListedModel, ...] = end.value
         return models
     except (ValueError, GatewayError) as error:
-        raise _NoList(f"its list of models cannot be read: {error}") from error
+        raise NoList(f"its list of models cannot be read: {error}") from error
     finally:
         discovery.close()
 
@@ -200,10 +200,10 @@ def _refusal(status: int, path: str) -> Exception:
     if status >= 500:
         return Unanswered(f"it answers {status} to {place}")
     if status in (401, 403):
-        return _NoList(f"it answers {status} to {place}: mend its api_key")
+        return NoList(f"it answers {status} to {place}: mend its api_key")
     if status == 404:
-        return _NoList(f"it has no {place}: mend its base_url, or name its models in `models`")
-    return _NoList(f"it answers {status} to {place}")
+        return NoList(f"it has no {place}: mend its base_url, or name its models in `models`")
+    return NoList(f"it answers {status} to {place}")
 
 
 def _steady(before: Iterable[ListedModel], now: Iterable[ListedModel]) -> tuple[ListedModel, ...]:

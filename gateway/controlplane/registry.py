@@ -143,7 +143,7 @@ class Registry:
 
     def _survey(self, hosts: Mapping[str, Host]) -> tuple[Scan, Mapping[str, Host]]:
         """The folders, and the hosts with their base models as folders where these are on this machine by now."""
-        located = {name: replace(host, model=_locate(host.model, self._hub)) for name, host in hosts.items()}
+        located = {name: replace(host, model=locate(host.model, self._hub)) for name, host in hosts.items()}
         return scan(self._settings.sources), located
 
     def _taken(self, hosts: Mapping[str, Host]) -> Mapping[str, str]:
@@ -263,7 +263,7 @@ class _Content:
         return self.refused_by is None or self.refused_by == hosts
 
 
-def _locate(model: str, hub: Path) -> str:
+def locate(model: str, hub: Path) -> str:
     """The model's folder, absolute: itself, or where the hub's client keeps that name; else the name as it is.
 
     https://huggingface.co/docs/huggingface_hub/guides/manage-cache has the layout of the cache.
