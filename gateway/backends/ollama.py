@@ -152,12 +152,8 @@ def _listed(name: str, details: bytes | None, num_ctx: Any) -> ListedModel:
     known = shown.get("capabilities")
     capabilities = known if isinstance(known, list) else []
     info = shown.get("model_info")
-    trained = next(
-        (v for k, v in info.items() if k.endswith(".context_length") and isinstance(v, int))
-        if isinstance(info, dict)
-        else (),
-        None,
-    )
+    lengths = [v for k, v in info.items() if k.endswith(".context_length")] if isinstance(info, dict) else []
+    trained = next((length for length in lengths if isinstance(length, int)), None)
     return ListedModel(
         id=name,
         # Without num_ctx Ollama chooses by the memory it finds, and says nowhere what it chose.

@@ -147,7 +147,7 @@ def _content(content: Any) -> tuple[str, list[str]]:
             source = part.get("image_url")
             url = source.get("url") if isinstance(source, dict) else source
             match = _DATA_URL.match(url) if isinstance(url, str) else None
-            if match is None:
+            if match is None or not isinstance(url, str):
                 raise InvalidRequest(
                     "Images must be sent as data URLs (data:image/…;base64,…); the gateway fetches nothing.",
                     param="messages", code="invalid_image_url",
