@@ -70,6 +70,7 @@ class Scope:
         self._bytes_due = now + byte_idle
         if event:
             self._phase_due = now + token_idle
+            self._phase_reason = Reason.UPSTREAM_IDLE
         self._arm()
 
     def cancel(self, reason: Reason) -> None:
@@ -112,12 +113,11 @@ class Scope:
             self._sure = False
 
     def _fire(self) -> None:
+        self._timer, self._timer_at = None, _NEVER
         due = min(self._phase_due, self._bytes_due, self._total_due)
         now = self._loop.time()
         if now < due:
-            self._sure = False
-            self._timer_at = due
-            self._timer = self._loop.call_at(due, self._fire)
+            self._arm()
         elif not self._sure:
             # The loop may have stalled, and what was waited for may lie in the socket: give it one turn to be read.
             self._sure = True

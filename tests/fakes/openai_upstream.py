@@ -255,7 +255,7 @@ class OpenAIUpstream:
         self.connections = 0  # accepted so far
         self._arrived = asyncio.Condition()
         self._broken: list[Exception] = []
-        self._serving: set[asyncio.Task[Any]] = set()
+        self._open: dict[asyncio.Task[Any], asyncio.StreamWriter] = {}
         self.port = 0  # set when it listens, and kept
 
     @property
@@ -272,9 +272,10 @@ class OpenAIUpstream:
     async def stop(self) -> None:
         """Stops listening and cuts every connection: from now on the port refuses."""
         self._server.close()
-        for task in self._serving:
-            task.cancel()
-        await asyncio.gather(*self._serving, return_exceptions=True)
+        for writer in self._open.values():
+            writer.transport.abort()
+        if self._open:
+            await asyncio.wait(set(self._open))
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -305,7 +306,7 @@ class OpenAIUpstream:
     async def _serve(self, client: _Connection, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._serving.add(task)
+        self._open[task] = writer
         self.connections += 1
         writer.transport.set_write_buffer_limits(_WRITE_LIMIT)
         try:
@@ -318,7 +319,7 @@ class OpenAIUpstream:
         except Exception as error:  # noqa: BLE001 - kept, and raised when the server closes
             self._broken.append(error)
         finally:
-            self._serving.discard(task)
+            del self._open[task]
             writer.close()
             with suppress(ConnectionError):
                 await writer.wait_closed()
