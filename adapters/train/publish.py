@@ -1,0 +1,33 @@
+"""Writes a trained adapter so that others may load it: two files, readable by all, there whole or not at all."""
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from peft import PeftModel
+
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+"""All that is published: no pickles, no optimizer state, no model card with a path of this machine in it."""
+
+
+def publish(adapted: PeftModel, out: Path, base_name: str) -> None:
+    """Writes the adapter to the folder `out`, in the place of what is there.
+
+    `base_name` is what the adapter says it was trained on. The folder is made beside its place under a name with a
+    dot, which watchers of source folders pass over, and then renamed.
+    """
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
+        saved, ready = Path(scratch) / "saved", Path(scratch) / "ready"
+        adapted.save_pretrained(saved)
+        ready.mkdir()
+        for name in FILES:
+            shutil.copyfile(saved / name, ready / name)
+            (ready / name).chmod(0o644)
+        config = json.loads((ready / FILES[0]).read_text())
+        config |= {"base_model_name_or_path": base_name, "target_modules": sorted(config["target_modules"])}
+        (ready / FILES[0]).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        if out.exists():
+            out.rename(Path(scratch) / "replaced")
+        ready.rename(out)
