@@ -21,8 +21,11 @@ from gateway.controlplane.wording import describe, known_keys
 __all__ = ["ConfigError", "Problem", "from_mapping", "load"]
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Config:
-    """The configuration in a YAML file.  Raises ConfigError with everything that is wrong with it."""
+def load(path: Path, environ: Mapping[str, str], overrides: Mapping[tuple[str, str], Any] | None = None) -> Config:
+    """The configuration in a YAML file.  Raises ConfigError with everything that is wrong with it.
+
+    `overrides` stand in for what the file says, by section and key, and are held against the same rules.
+    """
     try:
         with path.open("rb") as file:
             document = read(file.read(MAX_BYTES + 1), environ)
@@ -30,6 +33,10 @@ def load(path: Path, environ: Mapping[str, str]) -> Config:
         raise ConfigError((Problem("", f"cannot be read: {error.strerror}"),), str(path)) from None
     except UnreadableError as error:
         raise ConfigError((Problem("", error.message, error.hint, error.line),), str(path)) from None
+    for (section, key), value in (overrides or {}).items():
+        if isinstance(document.tree, dict):
+            current = document.tree.get(section) or {}
+            document.tree[section] = {**current, key: value} if isinstance(current, dict) else current
     return _build(document, str(path))
 
 
