@@ -51,6 +51,7 @@ class Code(StrEnum):
     BASE_NAME = "base_name"
     BASE_UNKNOWN = "base_unknown"  # no base model was given: shapes were not compared
     NO_EFFECT = "no_effect"
+    OUTPUT_LAYER = "output_layer"  # served rightly, but for the log probabilities of prompts
 
 
 @dataclass(frozen=True, slots=True)

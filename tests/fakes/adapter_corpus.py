@@ -156,6 +156,11 @@ class Craft:
         """Only the tensors whose name contains one of `parts`."""
         self.tensors = {n: t for n, t in self.tensors.items() if any(part in n for part in parts)}
 
+    def also_targets(self, module: str) -> None:
+        targets = self.config["target_modules"]
+        assert isinstance(targets, list)
+        self.config["target_modules"] = [*targets, module]
+
     def poke(self, name: str, value: float, index: int = -1) -> None:
         dtype, values = self.tensors[name]
         values = values.copy()
@@ -292,7 +297,7 @@ def _(craft: Craft) -> None:
 
 @case("rank_pattern_of_regular_expressions", engine="serves")
 def _(craft: Craft) -> None:
-    craft.config["rank_pattern"] = {r"^model\.layers\.\d+\.self_attn\.(k|v)_proj": 2, r".*layers.1.*up_proj$": 4}
+    craft.config["rank_pattern"] = {r"^model\.layers\.\d+\.self_attn\.(k|v)_proj": 2, r".*layers\.1\..*up_proj$": 4}
     craft.factors("model.layers.1.mlp.up_proj", 4)
     for name in craft.dimensions.modules():
         if name.endswith(("k_proj", "v_proj")):
@@ -322,12 +327,14 @@ def _(craft: Craft) -> None:
     }
 
 
-@case("output_layer", engine="serves")
+@case("output_layer", engine="serves", warnings=(Code.OUTPUT_LAYER,))
 def _(craft: Craft) -> None:
+    craft.also_targets("lm_head")
     craft.factors("lm_head", 8, (craft.dimensions.vocabulary, craft.dimensions.hidden))
 
 
 def embedding(craft: Craft, vocabulary: int) -> None:
+    craft.also_targets("embed_tokens")
     module = "base_model.model.model.embed_tokens"
     craft.tensors[f"{module}.lora_embedding_A"] = ("F32", craft.values(8, vocabulary))
     craft.tensors[f"{module}.lora_embedding_B"] = ("F32", craft.values(craft.dimensions.hidden, 8))
@@ -510,7 +517,7 @@ weights("weights_empty", Code.HEADER, engine="refuses", change=lambda data: b"")
 weights("weights_garbage", Code.HEADER, engine="refuses", change=lambda data: b"\xff" * 100)
 weights("weights_a_pickle", Code.HEADER, engine="refuses", change=lambda data: b"\x80\x04\x95" + data)
 header("header_a_list", Code.HEADER, engine="refuses", data=b"[]")
-header("header_of_nothing", Code.UNPAIRED, engine="misserves", data=b"{}")
+header("header_of_nothing", Code.UNPAIRED, engine="refuses", data=b"{}")
 header(
     "header_with_gap",
     Code.HEADER,
@@ -528,7 +535,7 @@ header(
 header(
     "header_of_two_names",
     Code.HEADER,
-    engine="untold",
+    engine="refuses",
     data=f'{{"a": {entry()}, "a": {entry(offsets="[4, 8]")}}}'.encode(),
     payload=b"\0" * 8,
 )
@@ -648,7 +655,7 @@ def _(craft: Craft) -> None:
     craft.factors("model.embed_tokens", 8, (craft.dimensions.vocabulary, craft.dimensions.hidden))
 
 
-@case("base_of_a_larger_vocabulary", Code.VOCABULARY, engine="misserves")
+@case("base_of_a_larger_vocabulary", Code.VOCABULARY, engine="misserves", warnings=(Code.OUTPUT_LAYER,))
 def _(craft: Craft) -> None:
     craft.factors("lm_head", 8, (craft.dimensions.vocabulary, craft.dimensions.hidden))
     copy = craft.values(craft.dimensions.vocabulary + 2, craft.dimensions.hidden)
