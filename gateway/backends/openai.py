@@ -21,6 +21,7 @@ from gateway.domain.snapshot import Target, Upstream
 from gateway.domain.usage import Usage, from_openai
 
 _DONE = b"data: [DONE]\n\n"
+_NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 _MAX_MESSAGE = 1000  # characters of an upstream's message that are passed on
 #: What an upstream's message may give away: addresses in memory, paths, credentials.
 _TELLTALE = re.compile(
@@ -315,9 +316,9 @@ def _error_fields(body: bytes) -> tuple[str, str | None, str | None, str | None]
     message = error.get("message") or error.get("detail")
     return (
         message if isinstance(message, str) else "",
-        _text(error.get("type")),
-        _text(error.get("code")),
-        _text(error.get("param")),
+        _name(error.get("type")),
+        _name(error.get("code")),
+        _name(error.get("param")),
     )
 
 
@@ -325,8 +326,14 @@ def _public(message: str, call: Call, target: Target) -> str:
     """An upstream's message, under the client's model name and without what it must not give away."""
     if "<html" in message[:500].lower():
         return ""
-    message = message.replace(target.model, call.model) if target.model else message
+    if target.model != call.model:
+        message = re.sub(rf"(?<![\w.-]){re.escape(target.model)}(?![\w.-])", lambda _: call.model, message)
     return _TELLTALE.sub("[…]", message[:_MAX_MESSAGE]).strip()
+
+
+def _name(value: object) -> str | None:
+    """An error's type, code or parameter, if it is a name and not a text."""
+    return value if isinstance(value, str) and _NAME.fullmatch(value) else None
 
 
 def _text(value: object) -> str | None:

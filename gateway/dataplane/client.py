@@ -176,7 +176,7 @@ class Connection(asyncio.Protocol):
         headed = self._headed
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserError:
+        except (httptools.HttpParserError, httptools.HttpParserUpgrade):
             if self._fault is None:
                 self._fail("did not speak HTTP/1.1")
             return

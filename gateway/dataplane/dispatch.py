@@ -23,6 +23,7 @@ from gateway.telemetry.metrics import Metrics
 _MAX_ERROR = 64 * 1024  # bytes of an upstream's error that are read
 _MAX_ANSWER = 256 * 1024 * 1024  # bytes of a whole answer (embeddings of a large batch, images)
 _MAX_RETRY_AFTER = 120.0  # seconds; beyond it the OpenAI SDK gives up at once
+_CREDENTIAL = 12  # characters; a header's shorter value is an ordinary word that an error may well hold
 _TLS = 3.0  # seconds on top of the connect time-out
 _STATUS_EVERY = 1.0  # seconds between two status lines for one who waits
 _ENVELOPE = 400  # bytes of a whole answer that are not text
@@ -184,7 +185,8 @@ class Attempt:
         body = b""
         while len(body) < _MAX_ERROR and (data := await connection.read()):
             body += data
-        fault = self._backend.fault(self._call, self._target, connection.status, body[:_MAX_ERROR])
+        body = _without_credentials(body[:_MAX_ERROR], self._upstream)
+        fault = self._backend.fault(self._call, self._target, connection.status, body)
         if connection.status in (429, 503):
             fault.retry_after = _retry_after(connection.headers) or fault.retry_after
         return fault
@@ -212,6 +214,15 @@ class Attempt:
             names = ",".join(name for name in request.dropped if name.isascii() and name.isidentifier())
             headers.append((b"x-gateway-dropped-params", names[:500].encode()))
         return headers
+
+
+def _without_credentials(body: bytes, upstream: Upstream) -> bytes:
+    """An upstream's error without what it was sent to know us by: some repeat the key that they refuse."""
+    for _, value in upstream.headers:
+        credential = value.reveal().rpartition(" ")[2].encode()
+        if len(credential) >= _CREDENTIAL:
+            body = body.replace(credential, b"***")
+    return body
 
 
 def _retry_after(headers: list[tuple[bytes, bytes]]) -> float | None:

@@ -93,7 +93,7 @@ class Pipeline:
             await self._dispatch(call, scope, record, reply)
         except GatewayError as error:
             scope.close()
-            reason, record.status = error.reason, error.status
+            reason, record.status = error.reason, record.status or error.status
             await reply.fail(error)
         except admit.ClientLeft:
             reason, record.status = Reason.CLIENT_CANCEL, _CLIENT_CLOSED

@@ -17,6 +17,10 @@ async def hang(exchange: Exchange) -> None:
     await exchange.hang()
 
 
+async def leave_open(exchange: Exchange) -> None:
+    """The answer is over, and the connection waits for another request."""
+
+
 async def cut(exchange: Exchange) -> None:
     """Closes the connection in the middle of the answer."""
     exchange.close()
