@@ -165,7 +165,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def digest_of(path: Path) -> str:
-    """The digest that the adapter in the folder `path` has in a store. Reads all of it; raises RefusedError, OSError."""
+    """The digest that the adapter in the folder `path` has in a store. Raises RefusedError, OSError."""
     total = hashlib.sha256()
     folder = open_folder(path)
     try:
