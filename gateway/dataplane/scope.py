@@ -120,8 +120,9 @@ class Scope:
             self._arm()
         elif not self._sure:
             # The loop may have stalled, and what was waited for may lie in the socket: give it one turn to be read.
+            # Whatever comes meanwhile does not move this look, or a busy stream would put it off for ever.
             self._sure = True
-            self._timer_at = now
+            self._timer_at = -_NEVER
             self._timer = self._loop.call_later(_RECHECK, self._fire)
         elif due == self._total_due:
             self.cancel(Reason.UPSTREAM_TOTAL)

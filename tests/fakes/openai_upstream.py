@@ -93,6 +93,8 @@ class Exchange:
 
     async def write(self, data: bytes) -> None:
         """Exactly these bytes, as one write."""
+        if self._writer.transport.is_closing():  # uvloop raises something else than ConnectionError
+            raise ConnectionResetError("the client has left")
         self._writer.write(data)
         self.attempt.sent += len(data)
         await self._writer.drain()

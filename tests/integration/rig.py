@@ -161,7 +161,7 @@ class Rig:
         """Returns when a gauge has this value over all its labels."""
         async with asyncio.timeout(within):
             while await self.total(gauge) != value:
-                await asyncio.sleep(0.01)  # noqa: ASYNC110 - a gauge has no event to wait for
+                await asyncio.sleep(0.01)  # a gauge has no event to wait for
 
     @asynccontextmanager
     async def streaming(self, model: str = "m", **more: Any) -> AsyncIterator[Stream]:

@@ -82,8 +82,9 @@ async def test_a_stall_between_tokens_ends_the_stream_with_an_error(serve: Serve
             assert max([await closed(attempt) for attempt in upstream.ledger]) < 0.25
 
 
-async def test_comments_do_not_count_as_tokens(serve: Serve) -> None:
-    async with OpenAIUpstream({"m": Script(after=2, fault=faults.comments(0.05))}) as upstream:
+@pytest.mark.parametrize("pause", [0.05, 0.001])
+async def test_comments_do_not_count_as_tokens(serve: Serve, pause: float) -> None:
+    async with OpenAIUpstream({"m": Script(after=2, fault=faults.comments(pause))}) as upstream:
         async with serve({"one": upstream}, timeouts={"byte_idle": 0.3, "token_idle": 0.6}) as gateway:
             reply, took = await timed(gateway.chat())
             assert (reply.failure["code"], reply.text) == ("upstream_idle", "One two")
@@ -100,8 +101,9 @@ async def test_comments_before_the_first_event_are_no_first_byte(serve: Serve) -
             assert abs(took - SHORT) < 0.3
 
 
-async def test_an_answer_without_end_is_ended(serve: Serve) -> None:
-    async with OpenAIUpstream({"m": Script(pieces=(" on",) * 10_000, itl=0.02)}) as upstream:
+@pytest.mark.parametrize("itl", [0.02, 0.001])
+async def test_an_answer_without_end_is_ended(serve: Serve, itl: float) -> None:
+    async with OpenAIUpstream({"m": Script(pieces=(" on",) * 10_000, itl=itl)}) as upstream:
         async with serve({"one": upstream}, timeouts={"total": 0.6}) as gateway:
             reply, took = await timed(gateway.chat())
             assert reply.failure["code"] == "upstream_total"

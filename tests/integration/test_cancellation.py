@@ -1,0 +1,186 @@
+"""F-6, F-7, F-8: the client leaves, and the upstream hears of it within 250 ms, in every phase."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import pytest
+
+from tests import wire
+from tests.fakes import faults
+from tests.fakes.openai_upstream import OpenAIUpstream, Script
+from tests.integration.conftest import Serve
+from tests.integration.rig import AUTH, Rig, chat
+
+REPETITIONS = 50
+AT_ONCE = 10
+LEAVING = ("close", "reset", "half_close")
+
+
+@asynccontextmanager
+async def asking(gateway: Rig, model: str, *, stream: bool) -> AsyncIterator[wire.Wire]:
+    """A client that has sent its request."""
+    async with wire.connected(gateway.url) as client:
+        await client.post("/v1/chat/completions", chat(model, stream=stream), AUTH)
+        yield client
+
+
+def leave(client: wire.Wire, number: int) -> float:
+    """Leaves, each time in another way; returns when."""
+    getattr(client, LEAVING[number % len(LEAVING)])()
+    return asyncio.get_running_loop().time()
+
+
+async def in_batches(check: Callable[[int], Awaitable[float]]) -> list[float]:
+    """`check` for each repetition, some at once."""
+    found = []
+    for start in range(0, REPETITIONS, AT_ONCE):
+        found += await asyncio.gather(*map(check, range(start, start + AT_ONCE)))
+    return found
+
+
+def judge(delays: list[float]) -> None:
+    assert len(delays) == REPETITIONS
+    assert max(delays) < 1.0
+    assert sorted(delays)[int(len(delays) * 0.99) - 1] < 0.25
+
+
+async def test_in_the_middle_of_a_stream(serve: Serve) -> None:
+    """F-6: at a random token.  What was received ≤ what is accounted for ≤ what the upstream sent."""
+    models = {f"m{n}": Script(pieces=("t ",) * 100_000, itl=0.002) for n in range(REPETITIONS)}
+    chance = random.Random(6)
+    received: dict[str, int] = {}
+    async with OpenAIUpstream(models) as upstream, serve({"one": upstream}) as gateway:
+
+        async def check(number: int) -> float:
+            async with asking(gateway, f"m{number}", stream=True) as client:
+                await client.head()
+                for _ in range(chance.randrange(1, 40)):
+                    received[f"m{number}"] = received.get(f"m{number}", 0) + (await client.chunk() or b"").count(b'"t ')
+                left = leave(client, number)
+                attempt = next(attempt for attempt in upstream.ledger if attempt.model == f"m{number}")
+                await asyncio.wait_for(attempt.over.wait(), 2)
+                assert attempt.outcome == "left"
+                return attempt.ended - left
+
+        judge(await in_batches(check))
+        await gateway.quiet()
+        sent = {attempt.model: attempt.tokens for attempt in upstream.ledger}
+        for line in gateway.lines():
+            assert line.reason == "client_cancel"
+            assert received[line.model] <= line.completion_tokens <= sent[line.model]
+        assert len(gateway.lines()) == REPETITIONS
+        assert await gateway.total("gateway_cancellations_total", phase="stream") == REPETITIONS
+
+
+HALF_AN_ANSWER = faults.raw(
+    b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{", end=faults.hang
+)
+HALF_AN_ERROR = faults.raw(b"HTTP/1.1 500 No\r\ncontent-length: 99\r\n\r\n{", end=faults.hang)
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "stream", "phase"),
+    [
+        (faults.hang, True, "headers"),
+        (faults.hang, False, "headers"),
+        (faults.silent_stream, True, "headers"),
+        (HALF_AN_ANSWER, False, "body"),
+        (Script(after=2, fault=faults.hang), True, "stream"),
+        (HALF_AN_ERROR, True, "headers"),
+    ],
+    ids=["headers-stream", "headers-whole", "first-event", "half-an-answer", "stalled-stream", "error-body"],
+)
+async def test_while_the_upstream_is_silent(
+    serve: Serve, behaviour: faults.Behaviour, stream: bool, phase: str
+) -> None:
+    """F-7: before the first byte, during an answer that comes whole, and in a stall."""
+    async with OpenAIUpstream({f"m{n}": behaviour for n in range(REPETITIONS)}) as upstream:
+        async with serve({"one": upstream}) as gateway:
+
+            async def check(number: int) -> float:
+                async with asking(gateway, f"m{number}", stream=stream) as client:
+                    attempt = await upstream.attempt_of(f"m{number}")
+                    if phase == "stream":
+                        await client.head()
+                        while b" two" not in (await client.chunk() or b" two"):
+                            pass
+                    left = leave(client, number)
+                    await asyncio.wait_for(attempt.over.wait(), 2)
+                    assert attempt.outcome == "left"
+                    return attempt.ended - left
+
+            judge(await in_batches(check))
+            await gateway.quiet()
+            assert [line.reason for line in gateway.lines()] == ["client_cancel"] * REPETITIONS
+            tokens = 2 if phase == "stream" else 0
+            assert {line.completion_tokens for line in gateway.lines()} == {tokens}
+            cancelled = await gateway.total("gateway_cancellations_total")
+            assert cancelled == REPETITIONS
+            if phase != "body":  # whether the half had come before the client left is a race
+                assert await gateway.total("gateway_cancellations_total", phase=phase) == REPETITIONS
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_while_it_waits_for_a_place(serve: Serve, stream: bool) -> None:
+    """The upstream never hears of it, and the place goes to the next."""
+    models = {"busy": faults.hang, "m": Script()}
+    async with OpenAIUpstream(models) as upstream:
+        async with serve({"one": upstream}, concurrency={"limit": 1, "queue": 100}) as gateway:
+            async with asking(gateway, "busy", stream=True) as holder:
+                await upstream.attempt(0)
+                for number in range(len(LEAVING) * 3):
+                    async with asking(gateway, "m", stream=stream) as client:
+                        await gateway.reaches("gateway_requests_waiting", 1)
+                        leave(client, number)
+                        await gateway.reaches("gateway_requests_waiting", 0)
+                waiting = asyncio.ensure_future(gateway.chat("m", stream=stream))
+                await gateway.reaches("gateway_requests_waiting", 1)
+                holder.close()
+                assert (await waiting).status == 200
+            await gateway.quiet()
+            assert len(upstream.ledger) == 2
+            assert await gateway.total("gateway_cancellations_total", phase="queue") == len(LEAVING) * 3
+
+
+async def test_while_its_connection_is_made(serve: Serve) -> None:
+    async with OpenAIUpstream() as upstream, serve({"one": upstream}, timeouts={"connect": 30}) as gateway:
+        await upstream.stop()
+        with faults.black_hole(upstream.port):
+            async with asking(gateway, "m", stream=True) as client:
+                await gateway.reaches("gateway_requests_in_flight", 1)
+                client.close()
+                assert (await gateway.settled()).reason == "client_cancel"
+        assert await gateway.total("gateway_cancellations_total", phase="connect") == 1
+
+
+async def test_while_its_body_is_on_the_way(serve: Serve) -> None:
+    async with OpenAIUpstream() as upstream, serve({"one": upstream}) as gateway:
+        async with wire.connected(gateway.url) as client:
+            head = "POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+            await client.send(f"{head}{AUTH[0][0]}: {AUTH[0][1]}\r\ncontent-length: 100\r\n\r\n{{".encode())
+        assert (await gateway.settled()).reason == "client_cancel"
+        assert not upstream.ledger
+
+
+async def test_whoever_stays_is_not_disturbed(serve: Serve) -> None:
+    """Requests of others on the same upstream go on, whole and in order."""
+    models = {
+        "leaves": Script(pieces=("t ",) * 1000, itl=0.005),
+        "stays": Script(pieces=tuple(map(str, range(50))), itl=0.01),
+    }
+    async with OpenAIUpstream(models) as upstream, serve({"one": upstream}) as gateway:
+
+        async def come_and_go(number: int) -> None:
+            async with asking(gateway, "leaves", stream=True) as client:
+                await client.head()
+                await client.chunk()
+                leave(client, number)
+
+        staying = [asyncio.ensure_future(gateway.chat("stays")) for _ in range(5)]
+        await asyncio.gather(*map(come_and_go, range(20)))
+        for reply in await asyncio.gather(*staying):
+            assert (reply.text, reply.done) == ("".join(map(str, range(50))), True)

@@ -1,0 +1,48 @@
+"""F-9: clients that come and go by the hundred leave nothing behind.  httpx 0.28's pool is dead for good after it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+
+import pytest
+
+from tests import wire
+from tests.fakes.openai_upstream import OpenAIUpstream, Script
+from tests.integration.conftest import Serve
+from tests.integration.rig import AUTH, chat
+
+WORKERS = 40
+PLACES = 10
+SECONDS = 2.0
+AFTER = 20
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_after_a_storm_of_cancellations_everything_works(serve: Serve, stream: bool) -> None:
+    script = Script(ttft=0.02, itl=0.01)
+    async with OpenAIUpstream({"m": script}) as upstream:
+        async with serve({"one": upstream}, concurrency={"limit": PLACES, "queue": 1000}) as gateway:
+            loop = asyncio.get_running_loop()
+            end = loop.time() + SECONDS
+
+            async def come_and_go(seed: int) -> int:
+                chance = random.Random(seed)
+                gone = 0
+                while loop.time() < end:
+                    async with wire.connected(gateway.url) as client:
+                        await client.post("/v1/chat/completions", chat(stream=stream), AUTH)
+                        await asyncio.sleep(chance.random() * 0.05)
+                        (client.reset if chance.random() < 0.5 else client.close)()
+                    gone += 1
+                return gone
+
+            gone = sum(await asyncio.gather(*map(come_and_go, range(WORKERS))))
+            assert gone > 10 * WORKERS
+            for reply in await asyncio.gather(*(gateway.chat(stream=stream) for _ in range(AFTER))):
+                assert reply.status == 200
+                assert reply.complete
+            await gateway.quiet()
+            assert await gateway.total("gateway_requests_in_flight") == 0
+            busy = [attempt for attempt in upstream.ledger if not attempt.over.is_set()]
+            assert not busy
