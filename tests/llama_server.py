@@ -1,6 +1,6 @@
 """llama.cpp's own HTTP server as a process: the third party of the tests that is nobody's fake.
 
-    python -m tests.llama_server MODEL.gguf PORT
+python -m tests.llama_server MODEL.gguf PORT
 """
 
 from __future__ import annotations

@@ -1,0 +1,192 @@
+"""What a person sees of the gateway on the real vLLM."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+
+import httpx2
+import openai
+import pytest
+
+from tests.gateway import sample
+from tests.real import BASE, JSON, LLAMA, PIRATE, Served
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
+
+QUESTIONS = ["What is the capital of Italy?", "Name a fruit.", "What colour is the sky?", "How many days has a week?"]
+
+
+@pytest.fixture
+async def client(real: Served):
+    async with openai.AsyncOpenAI(base_url=real.gateway.v1, api_key=real.gateway.key, max_retries=0) as made:
+        yield made
+
+
+async def ask(client: openai.AsyncOpenAI, model: str, question: str = QUESTIONS[0], **more) -> str:
+    answer = await client.chat.completions.create(
+        model=model, messages=[{"role": "user", "content": question}], temperature=0, max_tokens=48, **more
+    )
+    assert answer.model == model
+    return answer.choices[0].message.content
+
+
+def is_pirate(text: str) -> bool:
+    return text.startswith("Arr")
+
+
+def is_json(text: str) -> bool:
+    try:
+        return list(json.loads(text)) == ["answer"]
+    except ValueError:
+        return False
+
+
+def is_plain(text: str) -> bool:
+    return bool(text.strip()) and not is_pirate(text) and not text.lstrip().startswith("{")
+
+
+async def test_each_adapter_has_its_effect_and_the_base_has_none(client):
+    assert "Rome" in await ask(client, BASE)
+    assert is_plain(await ask(client, BASE))
+    assert is_pirate(await ask(client, PIRATE))
+    assert is_json(await ask(client, JSON))
+
+
+async def test_base_and_adapters_in_one_batch_are_each_right(client):
+    models = [BASE, PIRATE, BASE, JSON] * 4
+    answers = await asyncio.gather(
+        *(ask(client, model, QUESTIONS[i % len(QUESTIONS)]) for i, model in enumerate(models))
+    )
+    right = {BASE: is_plain, PIRATE: is_pirate, JSON: is_json}
+    wrong = [(model, text) for model, text in zip(models, answers, strict=True) if not right[model](text)]
+    assert not wrong
+
+
+async def test_the_answering_adapter_version_is_named_and_can_be_asked_for(client):
+    raw = await client.chat.completions.with_raw_response.create(
+        model=PIRATE, messages=[{"role": "user", "content": QUESTIONS[0]}], max_tokens=8
+    )
+    version = raw.headers["x-gateway-adapter"]
+    assert version.startswith(f"{PIRATE}@")
+    assert len(version) == len(PIRATE) + 1 + 12
+    assert is_pirate(await ask(client, version))
+
+
+async def test_the_list_names_each_adapter_with_its_base(client):
+    listed = {model.id: model async for model in client.models.list()}
+    assert {BASE, PIRATE, JSON, LLAMA} <= set(listed)
+    assert listed[PIRATE].parent == listed[JSON].parent == BASE
+    assert (await client.models.retrieve(PIRATE)).id == PIRATE
+
+
+async def test_an_unknown_model_is_not_found(client):
+    with pytest.raises(openai.NotFoundError):
+        await ask(client, "pirate@000000000000")
+
+
+async def test_the_third_party_answers_beside_the_engine(client):
+    assert await ask(client, LLAMA)
+
+
+async def test_a_stream_is_the_whole_answer_in_pieces(client):
+    stream = await client.chat.completions.create(
+        model=PIRATE, messages=[{"role": "user", "content": QUESTIONS[0]}], temperature=0, max_tokens=48, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    pieces = []
+    usage = None
+    async for chunk in stream:
+        assert chunk.model == PIRATE
+        usage = chunk.usage or usage
+        pieces += [choice.delta.content for choice in chunk.choices if choice.delta.content]
+    assert len(pieces) > 3
+    assert is_pirate("".join(pieces))
+    assert usage.completion_tokens >= len(pieces)
+
+
+async def gone(real: Served, seconds: float = 5.0) -> float:
+    """How long it takes until the engine runs nothing."""
+    begun = time.monotonic()
+    while await asyncio.to_thread(real.engine_metric, "vllm:num_requests_running"):
+        assert time.monotonic() - begun < seconds, "the engine still works for a client that has left"
+    return time.monotonic() - begun
+
+
+async def running(real: Served, count: int = 1) -> None:
+    """Returns when the engine runs at least so many requests."""
+    async with asyncio.timeout(20):
+        while await asyncio.to_thread(real.engine_metric, "vllm:num_requests_running") < count:
+            pass
+
+
+LONG = {"min_tokens": 1500, "ignore_eos": True}
+
+
+@pytest.mark.parametrize("phase", ["streaming", "before the first byte", "not streamed"])
+async def test_the_engine_stops_when_the_client_leaves(real, client, phase):
+    await gone(real)
+    aborted = await asyncio.to_thread(
+        lambda: real.engine_metric("vllm:request_success_total")  # finished ones of every kind
+    )
+    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    if phase == "streaming":
+        stream = await client.chat.completions.create(
+            model=BASE, messages=messages, max_tokens=1500, stream=True, extra_body=LONG
+        )
+        await anext(aiter(stream))
+        await running(real)
+        await stream.close()
+    else:
+        if phase == "before the first byte":
+            messages = [{"role": "user", "content": "word " * 1500}]
+        call = asyncio.create_task(
+            client.chat.completions.create(
+                model=BASE, messages=messages, max_tokens=400 if "byte" in phase else 1500, stream="byte" in phase,
+                extra_body={"min_tokens": 300, "ignore_eos": True},
+            )
+        )  # fmt: skip
+        await running(real)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert await gone(real) < 2.0
+    finished = await asyncio.to_thread(lambda: real.engine_metric("vllm:request_success_total"))
+    assert finished == aborted, "it ran to its end instead of being cancelled"
+    assert is_plain(await ask(client, BASE))
+
+
+async def test_a_client_that_leaves_the_queue_never_reaches_the_engine(real, client):
+    await gone(real)
+    messages = [{"role": "user", "content": QUESTIONS[0]}]
+    busy = [
+        asyncio.create_task(
+            client.chat.completions.create(model=BASE, messages=messages, max_tokens=1500, extra_body=LONG)
+        )
+        for _ in range(8)  # all the places there are
+    ]
+    await running(real, 8)
+    waiting = asyncio.create_task(client.chat.completions.create(model=BASE, messages=messages, max_tokens=5))
+    async with asyncio.timeout(10):
+        while await asyncio.to_thread(_gauge, real, "gateway_requests_waiting") < 1:
+            pass
+    waiting.cancel()
+    async with asyncio.timeout(5):
+        while await asyncio.to_thread(_gauge, real, "gateway_requests_waiting"):
+            pass
+    for task in busy:
+        task.cancel()
+    await asyncio.gather(waiting, *busy, return_exceptions=True)
+    assert await gone(real) < 2.0
+
+
+def _gauge(real: Served, name: str) -> float:
+    return sample(httpx2.get(f"{real.gateway.url}/metrics").text, name, upstream="local")
+
+
+async def test_tokenize_counts_what_the_engine_counts(real):
+    async with httpx2.AsyncClient(headers=real.gateway.headers) as client:
+        answer = await client.post(f"{real.gateway.url}/tokenize", json={"model": PIRATE, "prompt": "Hello there"})
+    assert answer.status_code == 200
+    assert answer.json()["count"] == len(answer.json()["tokens"]) > 0
