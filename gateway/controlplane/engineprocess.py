@@ -8,15 +8,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import secrets
 import signal
 import socket
 import ssl
 import sys
 import time
-from asyncio.subprocess import PIPE, STDOUT, Process
+from asyncio.subprocess import Process
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from io import FileIO
 from pathlib import Path
 
 import httpx2
@@ -64,15 +66,18 @@ class EngineProcess:
         self._progress = progress
         self._key = Secret(secrets.token_urlsafe(32))
         self._environment = engine_environment(environ, spec, self._key, offline=Path(spec.model).is_dir())
-        self._process: Process | None = None
+        credentials = (self._environment.get("HF_TOKEN", ""), *(value.reveal() for value in spec.env.values()))
+        self._lines = enginelog.LineReader([self._key.reveal(), *credentials])
         self._last_lines: deque[str] = deque(maxlen=_LAST_LINES)
+        self._log_ended = asyncio.Event()
+        self._lifeline: FileIO | None = None
         self._ready_at: float | None = None
         self._alarm = asyncio.Event()  # its log says that it dies
 
     def kill(self) -> None:
-        """SIGKILL to the whole tree at once: the end of the warden's standard input."""
-        if self._process is not None and self._process.stdin is not None:
-            self._process.stdin.close()
+        """SIGKILL to the whole tree at once, if it runs: the end of the warden's standard input."""
+        if self._lifeline is not None:
+            self._lifeline.close()
 
     async def run(self) -> Death:
         """Runs the engine until its end.  Cancelled, it stops the engine within `stop_timeout`."""
@@ -80,26 +85,32 @@ class EngineProcess:
             reason = "the gateway can run an engine on Linux only; attach to one that runs elsewhere with base_url"
             return Death(reason, time.monotonic(), final=True)
         began = time.monotonic()
-        with free_port() as port:
+        loop = asyncio.get_running_loop()
+        # The pipes are ours and not asyncio's, for which a process has not ended as long as anybody holds its output.
+        with free_port() as port, pipe() as (stdin, lifeline), pipe() as (output, stdout):
             try:
                 process = await asyncio.create_subprocess_exec(
                     *guarded(command_line(self._spec, port), self._spec.stop_timeout),
                     env=self._environment,
-                    stdin=PIPE,
-                    stdout=PIPE,
-                    stderr=STDOUT,
+                    stdin=stdin,
+                    stdout=stdout,
+                    stderr=stdout,
                     start_new_session=True,  # Ctrl-C on the terminal is for the gateway, which then stops the engine
                 )
             except OSError as error:
                 return Death(f"could not be started: {error}", time.monotonic())
-            self._process = process
+            stdin.close()
+            stdout.close()
+            self._lifeline = lifeline
+            os.set_blocking(output.fileno(), False)
+            loop.add_reader(output, self._take_log, output)
             self._started()
             self._progress("loading vLLM")
-            log = asyncio.create_task(self._take_log(process))
             try:
                 reason = await self._attend(process, EngineEndpoint(LOOPBACK, port, self._key))
             finally:
-                await self._end(process, log)
+                await self._end(process)
+                loop.remove_reader(output)
         died = time.monotonic()
         code = process.returncode
         reason = reason or f"{exit_words(code)} after {died - began:.0f} s"
@@ -158,14 +169,15 @@ class EngineProcess:
                 missed = 0 if status == _HEALTHY else missed + 1
             return f"did not answer /health {missed} times in a row"
 
-    async def _take_log(self, process: Process) -> None:
-        """The engine's output into our log.  An engine that writes faster than we read has to wait."""
-        credentials = (self._environment.get("HF_TOKEN", ""), *(value.reveal() for value in self._spec.env.values()))
-        reader = enginelog.LineReader([self._key.reveal(), *credentials])
-        output = process.stdout
-        while output is not None and (data := await output.read(65_536)):
-            self._log(reader.feed(data))
-        self._log(reader.end())
+    def _take_log(self, output: FileIO) -> None:
+        """A piece of the engine's output into our log.  An engine that writes faster than we read has to wait."""
+        data = output.read(65_536)
+        if data:
+            self._log(self._lines.feed(data))
+        elif data is not None:  # None: nothing to read after all
+            self._log(self._lines.end())
+            self._log_ended.set()
+            asyncio.get_running_loop().remove_reader(output)
 
     def _log(self, lines: Sequence[enginelog.Line]) -> None:
         progress = None
@@ -180,22 +192,30 @@ class EngineProcess:
         if progress is not None and self._ready_at is None:
             self._progress(progress)
 
-    async def _end(self, process: Process, log: asyncio.Task[None]) -> None:
-        """Ends the process if it still runs: SIGTERM, and SIGKILL to all when that takes too long.
-
-        Its log is taken meanwhile: an engine whose output nobody reads cannot end."""
+    async def _end(self, process: Process) -> None:
+        """Ends the process if it still runs: SIGTERM, and SIGKILL to all when that takes too long.  Its log is read
+        meanwhile, because an engine whose output nobody reads cannot end."""
         exited = asyncio.create_task(process.wait())
+        log_ended = asyncio.create_task(self._log_ended.wait())
         try:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
             await asyncio.wait({exited}, timeout=self._spec.stop_timeout * _OUR_PATIENCE)
         finally:
             self.kill()
-            await asyncio.wait({exited, log}, timeout=_KILL_LIMIT)
+            await asyncio.wait({exited, log_ended}, timeout=_KILL_LIMIT)
             if process.returncode is None:
                 logger.error("the kernel does not end the process", extra={"engine": self._spec.name})
             exited.cancel()
-            log.cancel()
+            log_ended.cancel()
+
+
+@contextlib.contextmanager
+def pipe() -> Iterator[tuple[FileIO, FileIO]]:
+    """The reading and the writing end of a pipe, closed at the latest when this ends."""
+    readable, writable = os.pipe()
+    with FileIO(readable, "r") as reading, FileIO(writable, "w") as writing:
+        yield reading, writing
 
 
 @contextlib.contextmanager
