@@ -67,23 +67,29 @@ def _judge(document: Document) -> tuple[Config | None, list[Mistake]]:
     while True:
         origin: dict[Loc, Loc] = {}
         tree = _without(document.tree, bad, (), (), origin)
-        try:
-            config = Config.model_validate(tree)
-        except ValidationError as error:
-            found = [_Found(detail, origin) for detail in error.errors(include_url=False)]
-            meant.update(place for each in found if (place := each.meant) is not None)
-            mistakes += [each.mistake for each in found if not _touches(each.mistake.loc, bad | meant)]
-            fresh = {each.culprit for each in found} - bad
-            if not fresh or () in fresh:
-                return None, mistakes
-            bad |= fresh
-            continue
-        dropped = _names(document.tree) - _names(tree)
-        for mistake in rules.check(config, frozenset(dropped)):
-            mistake = mistake._replace(loc=_original(mistake.loc, origin))
-            if not _touches(mistake.loc, bad | meant):
-                mistakes.append(mistake)
-        return config, mistakes
+        config, found = _shaped(tree, origin)
+        meant.update(each.meant for each in found if each.meant is not None)
+        mistakes += [each.mistake for each in found if not _touches(each.mistake.loc, bad | meant)]
+        fresh = {each.culprit for each in found} - bad
+        if not fresh or () in fresh:
+            break
+        bad |= fresh
+    if config is not None:
+        dropped = frozenset(_names(document.tree) - _names(tree))
+        broken = [m._replace(loc=_original(m.loc, origin)) for m in rules.check(config, dropped)]
+        mistakes += [mistake for mistake in broken if not _touches(mistake.loc, bad | meant)]
+    return config, mistakes
+
+
+def _shaped(tree: Any, origin: Mapping[Loc, Loc]) -> tuple[Config | None, list[_Found]]:
+    """The configuration, or what is wrong with single values."""
+    try:
+        return Config.model_validate(tree), []
+    except ValidationError as error:
+        found = [_Found(detail, origin) for detail in error.errors(include_url=False)]
+    places = [each.mistake.loc for each in found]
+    # For pydantic, a list is too short when its entries are wrong.
+    return None, [e for e in found if not any(_within(place, e.mistake.loc) for place in places)]
 
 
 class _Found:
@@ -97,8 +103,9 @@ class _Found:
         self.culprit = there[:-1] if detail["type"] == "missing" else there
         #: The place of the key that an unknown key was probably meant to be.
         self.meant: Loc | None = None
-        if detail["type"] == "extra_forbidden" and (key := closest(str(loc[-1]), known_keys(loc[:-1]))):
-            self.meant = (*there[:-1], key)
+        if detail["type"] == "extra_forbidden":
+            key = closest(str(loc[-1]), known_keys(loc[:-1]))
+            self.meant = (*there[:-1], key) if key is not None and (*loc[:-1], key) not in origin else None
 
 
 def _without(value: Any, bad: set[Loc], old: Loc, new: Loc, origin: dict[Loc, Loc]) -> Any:
@@ -123,8 +130,12 @@ def _original(loc: Loc, origin: Mapping[Loc, Loc]) -> Loc:
 
 
 def _touches(loc: Loc, bad: Iterable[Loc]) -> bool:
-    """Whether one of the places lies in the other: then what is found at `loc` may only follow from it."""
-    return any(loc[: len(other)] == other or other[: len(loc)] == loc for other in bad)
+    """Whether `loc` is, holds, or lies in one of these places: what is found there may only follow from them."""
+    return any(loc == other or _within(loc, other) or _within(other, loc) for other in bad)
+
+
+def _within(inner: Loc, outer: Loc) -> bool:
+    return len(inner) > len(outer) and inner[: len(outer)] == outer
 
 
 def _names(tree: Any) -> set[str]:

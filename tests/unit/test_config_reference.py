@@ -20,9 +20,9 @@ from gateway.controlplane.loader import load
 from gateway.controlplane.schema import schema_text
 from gateway.domain.principal import PRIVILEGED_PARAMETERS
 from gateway.domain.snapshot import Concurrency, Timeouts
+from tests.unit.examples import EXAMPLES, REFERENCE, variables
 
 ROOT = Path(__file__).resolve().parents[2]
-REFERENCE = (ROOT / "docs/configuration.md").read_text(encoding="utf-8")
 EXAMPLE = ROOT / "deploy/gateway.example.yaml"
 SCHEMA = ROOT / "deploy/gateway.schema.json"
 
@@ -95,19 +95,10 @@ def test_ranks_are_those_that_an_engine_can_be_started_with() -> None:
     assert get_args(get_args(get_args(annotation)[0])[0]) == LORA_RANKS
 
 
-def variables(text: str) -> dict[str, str]:
-    """A value for each variable that the text needs, good enough for a key."""
-    names = sorted(set(re.findall(r"\$\{([A-Z_]+)\}", text)))
-    return {name: f"{index:02}a3c5e7092b4d6f8{index:02}" for index, name in enumerate(names)}
-
-
 def in_file(folder: Path, text: str) -> Path:
     file = folder / "gateway.yaml"
     file.write_text(text, encoding="utf-8")
     return file
-
-
-EXAMPLES = re.findall(r"```yaml\n(.*?)```", REFERENCE, re.DOTALL)
 
 
 @pytest.mark.parametrize("text", EXAMPLES, ids=lambda text: re.findall(r"name: ([\w-]+)", text)[-1])
