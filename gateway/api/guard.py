@@ -16,8 +16,10 @@ tests of this module.
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import struct
+import termios
 import uuid
 from collections import deque
 from collections.abc import Callable
@@ -73,24 +75,15 @@ class ClientConnection:
     None.  `gone` says that this has happened, `stalled` that it was we who ended it because the client did not read.
     """
 
-    __slots__ = ("_cycle", "_protocol", "gone", "on_disconnect", "stalled")
+    __slots__ = ("_cycle", "gone", "on_disconnect", "stalled")
 
-    def __init__(self, protocol: GuardedProtocol) -> None:
+    def __init__(self) -> None:
         self.on_disconnect: Callable[[], None] | None = None
         self.gone = False
         self.stalled = False
-        self._protocol = protocol
+        # uvicorn's side of the same request, while it is unfinished.  It is made after the scope that holds this
+        # object, and holds that scope: letting go of it at the end spares the garbage collector a cycle per request.
         self._cycle: RequestResponseCycle | None = None
-
-    def bind(self, cycle: RequestResponseCycle) -> None:
-        """Names uvicorn's side of the same request, which is made only after the scope that holds this object."""
-        self._cycle = cycle
-
-    @property
-    def cycle(self) -> RequestResponseCycle:
-        if self._cycle is None:
-            raise RuntimeError("the request has not begun")
-        return self._cycle
 
     def cut(self) -> None:
         """Sends what was written, then closes the connection without a terminating chunk.
@@ -98,16 +91,24 @@ class ClientConnection:
         The client sees a broken answer, never a complete one.  What the application sends afterwards is dropped.
         """
         self.on_disconnect = None
-        self.cycle.disconnected = True  # uvicorn neither waits for the end of the answer nor logs its absence
-        self._protocol.transport.close()
+        if self._cycle is not None:
+            self._cycle.disconnected = True  # uvicorn neither waits for the end of the answer nor logs its absence
+            self._cycle.transport.close()
+
+    def begin(self, cycle: RequestResponseCycle) -> None:
+        self._cycle = cycle
+
+    def finish(self) -> None:
+        """The answer is complete."""
+        self._cycle = None
 
     def leave(self) -> None:
         """The client is gone: ends the application's `receive` and `send`, and tells who asked to be told."""
-        if self.gone:
-            return
         self.gone = True
-        self.cycle.disconnected = True
-        self.cycle.message_event.set()
+        if self._cycle is not None:
+            self._cycle.disconnected = True
+            self._cycle.message_event.set()
+            self._cycle = None
         callback, self.on_disconnect = self.on_disconnect, None
         if callback is not None:
             callback()
@@ -123,7 +124,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().__init__(*args, **kwargs)
         self.timeout_keep_alive = self.limits.keep_alive
         self.closed: asyncio.Future[None] = self.loop.create_future()
-        self._unfinished: deque[ClientConnection] = deque()  # requests without a complete answer, the served one first
+        # Requests without a complete answer.  The first is served, the others were pipelined behind it.
+        self._unfinished: deque[tuple[ClientConnection, RequestResponseCycle]] = deque()
         self._in_head = False
         self._in_body = False
         self._head_bytes = 0  # of the head being read, without its first piece
@@ -134,7 +136,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._window_start = 0  # _body_bytes when the read timer was set
         self._stall_timer: asyncio.TimerHandle | None = None
-        self._stall_size = 0  # bytes that waited to be written when the stall timer was set
+        self._stall_size = 0  # _unacknowledged() when the stall timer was set
 
     # From the transport
 
@@ -167,15 +169,15 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_read_timer()
         self._stop_stall_timer()
         unfinished, self._unfinished = self._unfinished, deque()
-        for client in unfinished:
+        for client, cycle in unfinished:
             # ETIMEDOUT: the kernel gave up on it before we did, see server._notice_vanished_clients.
             client.stalled = client.stalled or isinstance(exc, TimeoutError)
-            client.cycle.disconnected = True
+            cycle.disconnected = True  # before `send` wakes up
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         if not self.closed.done():
             self.closed.set_result(None)
-        for client in unfinished:
+        for client, _ in unfinished:
             client.leave()
 
     def pause_writing(self) -> None:
@@ -210,11 +212,11 @@ class GuardedProtocol(HttpToolsProtocol):
             return  # read again by _ignore_upgrade
         if len(self._unfinished) >= MAX_PIPELINED:
             raise InvalidRequest("Too many requests without waiting for an answer.", code="pipeline_too_long")
-        client = ClientConnection(self)
+        client = ClientConnection()
         self.scope["extensions"] = {"gateway": cast(Any, client)}
         super().on_headers_complete()
-        client.bind(self.cycle)
-        self._unfinished.append(client)
+        client.begin(self.cycle)
+        self._unfinished.append((client, self.cycle))
         if len(self._unfinished) > 1:
             # uvicorn stops reading here and would not see the client leave; MAX_PIPELINED is the bound instead.
             self.flow.resume_reading()
@@ -241,7 +243,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        self._unfinished.popleft()
+        client, _ = self._unfinished.popleft()
+        client.finish()
         super().on_response_complete()
 
     # Reading
@@ -264,11 +267,13 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(cause)
         except httptools.HttpParserError:
             self._refuse(InvalidRequest("This is not a well-formed HTTP request.", code="malformed_request"))
-        else:
+        if self._in_head or self._in_body:
             self._check_unfinished_message()
         return not self._refused
 
     def _check_unfinished_message(self) -> None:
+        if self._refused:
+            return
         if self._in_head:
             if len(self.url) > self.limits.max_target_bytes:
                 self._refuse(target_too_long(self.limits))
@@ -334,12 +339,12 @@ class GuardedProtocol(HttpToolsProtocol):
             self.transport.close()  # the application answered before it had the whole body
             return
         if self._unfinished:
-            served = self._unfinished[0]
+            client, cycle = self._unfinished[0]
             if len(self._unfinished) > 1 or not self._in_body:
-                served.cycle.keep_alive = False  # an earlier request is whole: it gets its answer, then we close
+                cycle.keep_alive = False  # an earlier request is whole: it gets its answer, then we close
                 return
-            served.leave()
-            if served.cycle.response_started:
+            client.leave()
+            if cycle.response_started:
                 self.transport.close()
                 return
             self._unfinished.clear()
@@ -356,7 +361,7 @@ class GuardedProtocol(HttpToolsProtocol):
     # Writing
 
     def _start_stall_timer(self) -> None:
-        self._stall_size = self.transport.get_write_buffer_size()
+        self._stall_size = self._unacknowledged()
         self._stall_timer = self.loop.call_later(self.limits.write_stall, self._on_stall)
 
     def _stop_stall_timer(self) -> None:
@@ -366,16 +371,29 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def _on_stall(self) -> None:
         self._stall_timer = None
-        taken = self._stall_size - self.transport.get_write_buffer_size()
+        taken = self._stall_size - self._unacknowledged()
         if taken >= self.limits.min_body_rate * self.limits.write_stall:
             self._start_stall_timer()
             return
-        for client in self._unfinished:
+        for client, _ in self._unfinished:
             client.stalled = True
         # A reset: without it the kernel would hold megabytes for a client that never reads them.
         sock = self.transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
+
+    def _unacknowledged(self) -> int:
+        """Bytes of the answer that the client's side has not taken: ours, and those that the kernel holds.
+
+        The kernel holds up to four megabytes, and asks for more only when a third of them has gone: our buffer alone
+        would make a client on a slow line look as if it did not read at all.
+        """
+        waiting = self.transport.get_write_buffer_size()
+        try:
+            queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+        except OSError:  # not on this system
+            return waiting
+        return waiting + int(struct.unpack("i", queued)[0])
 
 
 def guarded(limits: EdgeLimits, on_refused: Callable[[str], None]) -> type[GuardedProtocol]:

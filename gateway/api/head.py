@@ -7,7 +7,7 @@ is wrong and never repeats what the client sent.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from gateway.domain.errors import InvalidRequest, MethodNotAllowed, Refusal, TooLarge
@@ -53,16 +53,15 @@ def checked_target(method: bytes, version: str, target: bytes, headers: Headers,
         raise MethodNotAllowed("This method is not served.")
     if len(target) > limits.max_target_bytes:
         raise target_too_long(limits)
-    single: dict[bytes, bytes] = {}
-    for name, value in headers:
-        if not value.isascii():
-            raise InvalidRequest("A header value holds bytes outside ASCII; percent-encode it.", code="invalid_header")
-        if name in _ONCE:
-            if name in single:
-                raise InvalidRequest(f"The header {name.decode()} may be sent only once.", code="duplicate_header")
-            single[name] = value
-    _check_framing(version, single, limits)
-    host = single.get(b"host")
+    fields = dict(headers)
+    values: Iterable[bytes] = fields.values()
+    if len(fields) != len(headers):
+        _check_repeated(headers)
+        values = [value for _, value in headers]
+    if not b"".join(values).isascii():
+        raise InvalidRequest("A header value holds bytes outside ASCII; percent-encode it.", code="invalid_header")
+    _check_framing(version, fields, limits)
+    host = fields.get(b"host")
     if host is None:
         if version == "1.1":
             raise InvalidRequest("The Host header is missing.", code="invalid_host")
@@ -71,9 +70,18 @@ def checked_target(method: bytes, version: str, target: bytes, headers: Headers,
     return _origin_form(target, host)
 
 
-def _check_framing(version: str, single: dict[bytes, bytes], limits: EdgeLimits) -> None:
-    encoding = single.get(b"transfer-encoding")
-    length = single.get(b"content-length")
+def _check_repeated(headers: Headers) -> None:
+    seen = set()
+    for name, _ in headers:
+        if name in seen:
+            raise InvalidRequest(f"The header {name.decode()} may be sent only once.", code="duplicate_header")
+        if name in _ONCE:
+            seen.add(name)
+
+
+def _check_framing(version: str, fields: dict[bytes, bytes], limits: EdgeLimits) -> None:
+    encoding = fields.get(b"transfer-encoding")
+    length = fields.get(b"content-length")
     if encoding is not None:
         # HTTP/1.0 knows no chunks: a proxy that reads it so would see the body end elsewhere (RFC 9112, 6.1).
         if length is not None or version == "1.0" or encoding.strip(b" \t").lower() != b"chunked":

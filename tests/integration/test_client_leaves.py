@@ -1,0 +1,311 @@
+"""What the application learns of its client, through `scope["extensions"]["gateway"]` (F-6 to F-8, F-10, B-2)."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import queue
+import socket
+import statistics
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import pytest
+
+from gateway.api.guard import ClientConnection, EdgeLimits
+from tests.fakes.rawclient import RawClient
+from tests.fakes.served import Served, served
+
+CHUNK = b"a" * 65536
+START = {"type": "http.response.start", "status": 200, "headers": []}
+
+
+def request(path: str, body: bytes = b"", length: int | None = None) -> bytes:
+    size = len(body) if length is None else length
+    return f"POST /{path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n\r\n".encode() + body
+
+
+@dataclass
+class Watched:
+    """Does what the path says until its client leaves, and notes when it was told."""
+
+    reached: threading.Event = field(default_factory=threading.Event)  # the phase that the path names
+    told: queue.Queue[tuple[float, str]] = field(default_factory=queue.Queue)
+    ended: queue.Queue[str] = field(default_factory=queue.Queue)
+    connections: list[weakref.ref[Any]] = field(default_factory=list)
+    socket_options: list[tuple[int, int]] = field(default_factory=list)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        client: ClientConnection = scope["extensions"]["gateway"]
+        phase = scope["path"].removeprefix("/")
+        gone = asyncio.Event()
+
+        def leave() -> None:
+            self.told.put((time.monotonic(), "stalled" if client.stalled else "left"))
+            gone.set()
+
+        client.on_disconnect = leave
+        await getattr(self, phase)(client, gone, receive, send)
+        self.ended.put(phase)
+
+    async def body(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        self.reached.set()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        assert client.gone
+
+    async def wait(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        await receive()
+        self.reached.set()
+        await gone.wait()
+        assert (await receive())["type"] == "http.disconnect"
+
+    async def stream(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        await send(START)
+        while not gone.is_set():
+            await send({"type": "http.response.body", "body": b"token", "more_body": True})
+            self.reached.set()
+            await asyncio.sleep(0.01)
+        await send({"type": "http.response.body", "body": b"dropped", "more_body": True})
+
+    async def flood(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        self.connections.append(weakref.ref(client._cycle))
+        await send(START)
+        while not gone.is_set():
+            blocked = asyncio.get_running_loop().call_later(0.1, self.reached.set)
+            await send({"type": "http.response.body", "body": CHUNK, "more_body": True})
+            blocked.cancel()
+
+    async def large(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        await send(START)
+        await send({"type": "http.response.body", "body": CHUNK * 100})
+
+    async def short(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        await receive()
+        await send(START)
+        await send({"type": "http.response.body", "body": b"whole"})
+
+    async def early(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        await send({**START, "headers": [(b"content-length", b"5")]})
+        await send({"type": "http.response.body", "body": b"early"})
+
+    async def cut(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        await receive()
+        await send(START)
+        await send({"type": "http.response.body", "body": CHUNK + b"last", "more_body": True})
+        client.cut()
+        await send({"type": "http.response.body", "body": b"dropped"})
+
+    async def cut_unanswered(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        await receive()
+        client.cut()
+
+    async def options(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        sock = client._cycle.transport.get_extra_info("socket")
+        self.socket_options = [
+            (option, sock.getsockopt(level, option))
+            for level, option in (
+                (socket.IPPROTO_TCP, socket.TCP_NODELAY),
+                (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT),
+                (socket.SOL_SOCKET, socket.SO_KEEPALIVE),
+            )
+        ]
+        await self.short(client, gone, receive, send)
+
+
+@pytest.fixture(scope="module")
+def server_and_app() -> Iterator[tuple[Served, Watched]]:
+    app = Watched()
+    with served(app, EdgeLimits(write_stall=20)) as server:
+        yield server, app
+
+
+@pytest.fixture
+def server(server_and_app: tuple[Served, Watched]) -> Served:
+    return server_and_app[0]
+
+
+@pytest.fixture
+def app(server_and_app: tuple[Served, Watched]) -> Watched:
+    app = server_and_app[1]
+    app.reached.clear()
+    assert app.told.empty()
+    while not app.ended.empty():
+        app.ended.get_nowait()
+    return app
+
+
+@pytest.fixture(autouse=True)
+def quiet(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Whatever a client does, nothing is logged as an error of the application."""
+    yield
+    assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
+
+
+PHASES = {
+    "while its body is read": request("body", b"half", length=100),
+    "before the answer": request("wait"),
+    "during the stream": request("stream"),
+    "while it does not read": request("flood"),
+    "with a second request behind": request("wait") + request("short"),
+}
+
+
+@pytest.mark.parametrize("how", ["fin", "rst", "half-close"])
+@pytest.mark.parametrize("data", PHASES.values(), ids=PHASES)
+def test_the_application_is_told_at_once_in_every_phase(server: Served, app: Watched, data: bytes, how: str) -> None:
+    took = []
+    for _ in range(5):
+        app.reached.clear()
+        client = RawClient(server.port)
+        client.send(data)
+        assert app.reached.wait(10)
+        left = time.monotonic()
+        if how == "half-close":
+            client.half_close()
+        else:
+            client.leave(reset=how == "rst")
+        when, why = app.told.get(timeout=10)
+        assert why == "left"
+        took.append(when - left)
+        app.ended.get(timeout=10)
+        client.leave()
+    assert statistics.median(took) < 0.25
+    assert max(took) < 1.0
+    assert app.told.empty()
+    assert app.ended.empty()  # a request behind the first was never begun
+
+
+def test_a_client_that_leaves_after_its_answer_disturbs_nobody(server: Served, app: Watched) -> None:
+    with RawClient(server.port) as client:
+        for _ in range(3):
+            client.send(request("short"))
+            assert client.answer().body == b"whole"
+    with RawClient(server.port) as client:  # the loop has seen the first one leave before it answers this
+        client.send(request("short"))
+        client.answer()
+    assert app.told.empty()
+
+
+def test_only_the_request_that_runs_is_told(server: Served, app: Watched) -> None:
+    with RawClient(server.port) as client:
+        client.send(request("short"))
+        client.answer()
+        client.send(request("wait"))
+        assert app.reached.wait(10)
+    app.told.get(timeout=10)
+    assert [app.ended.get(timeout=10) for _ in range(2)] == ["short", "wait"]
+    assert app.told.empty()
+
+
+def test_a_cut_answer_is_flushed_and_never_looks_whole(server: Served, app: Watched) -> None:
+    with RawClient(server.port) as client:
+        client.send(request("cut"))
+        data = client.read_rest()
+    assert data.endswith(b"last\r\n")
+    assert app.ended.get(timeout=10) == "cut"
+    assert app.told.empty()  # it was the application that ended it
+
+
+def test_a_cut_before_the_answer_closes_without_a_word(server: Served, app: Watched) -> None:
+    with RawClient(server.port) as client:
+        client.send(request("cut_unanswered"))
+        assert client.read_rest() == b""
+
+
+def test_an_answer_before_the_whole_body_keeps_the_connection_in_step(server: Served, app: Watched) -> None:
+    """The rest of the body is dropped, and is not taken for a request."""
+    with RawClient(server.port) as client:
+        client.send(request("early", length=300_000))
+        assert client.answer().body == b"early"
+        client.send(request("short").ljust(300_000, b"a") + request("short"))
+        assert client.answer().body == b"whole"
+
+
+def test_what_is_sent_leaves_without_delay_and_vanished_clients_are_noticed(server: Served, app: Watched) -> None:
+    with RawClient(server.port) as client:
+        client.send(request("options"))
+        client.answer()
+    options = dict(app.socket_options)
+    assert options[socket.TCP_NODELAY] == 1
+    assert options[socket.TCP_USER_TIMEOUT] == 20_000
+    assert options[socket.SO_KEEPALIVE] == 1
+
+
+def connections() -> list[Any]:
+    return psutil.Process().net_connections("tcp4")
+
+
+@pytest.fixture
+def impatient() -> Iterator[tuple[Served, Watched]]:
+    app = Watched()
+    with served(app, EdgeLimits(write_stall=0.4, body_timeout=0.3)) as server:
+        yield server, app
+
+
+def test_a_client_that_does_not_read_is_reset_and_costs_nothing_more(impatient: tuple[Served, Watched]) -> None:
+    server, app = impatient
+    files = psutil.Process().num_fds()
+    clients = [RawClient(server.port, receive_buffer=8192) for _ in range(20)]
+    for client in clients:
+        client.send(request("flood"))
+    for _ in clients:
+        _, why = app.told.get(timeout=10)
+        assert why == "stalled"
+        app.ended.get(timeout=10)
+    for client in clients:
+        client.read_rest()
+        assert client.reset
+        client.leave()
+    with RawClient(server.port) as client:  # after a turn of the loop nothing holds the dead ones
+        client.send(request("short"))
+        client.answer()
+    gc.collect()
+    assert [one() for one in app.connections] == [None] * 20
+    assert psutil.Process().num_fds() == files
+
+
+def test_a_client_that_never_reads_the_end_of_its_answer_is_reset(impatient: tuple[Served, Watched]) -> None:
+    """The application is done, and nobody waits in `send` any more."""
+    server, app = impatient
+    with RawClient(server.port, receive_buffer=8192) as client:
+        client.send(request("large"))
+        assert app.ended.get(timeout=10) == "large"
+        until = time.monotonic() + 10
+        pace = threading.Event()
+        while any(one.laddr.port == server.port and one.status == "ESTABLISHED" for one in connections()):
+            assert time.monotonic() < until
+            pace.wait(0.02)
+        client.read_rest()
+        assert client.reset
+
+
+def test_a_slow_client_that_reads_gets_all(impatient: tuple[Served, Watched]) -> None:
+    """For five times the stall limit."""
+    server, app = impatient
+    with RawClient(server.port, receive_buffer=65536) as client:
+        client.send(request("large"))
+        size = 0
+        pace = threading.Event()
+        while size < len(CHUNK) * 100:
+            piece = client.receive()
+            assert piece
+            size += len(piece)
+            if size < len(CHUNK) * 50:
+                pace.wait(0.02)
+    assert app.told.empty()
+
+
+def test_a_client_whose_body_stops_is_told_to_the_application(impatient: tuple[Served, Watched]) -> None:
+    server, app = impatient
+    with RawClient(server.port) as client:
+        client.send(request("body", b"half", length=100))
+        assert client.answer().status == 408
+    app.told.get(timeout=10)
+    assert app.ended.get(timeout=10) == "body"
