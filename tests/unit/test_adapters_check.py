@@ -214,6 +214,13 @@ def test_any_bytes_are_a_manifest_or_refused(data: bytes) -> None:
         parse_manifest(data)
 
 
+def test_of_very_many_faults_some_are_named() -> None:
+    config = {"r": 8, "lora_alpha": 16, "target_modules": [], "rank_pattern": {f"m{i}": -1 for i in range(1000)}}
+    read = manifest_or_findings(json.dumps(config).encode())
+    assert isinstance(read, tuple)
+    assert len(read) == MAX_FINDINGS
+
+
 # ---- cost
 
 

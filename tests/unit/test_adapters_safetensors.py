@@ -97,6 +97,41 @@ def test_what_was_written_is_read() -> None:
     assert oracle(data) is not None
 
 
+def described(shape: str = "[1]", offsets: str = "[0, 4]", more: str = "") -> str:
+    return f'{{"dtype": "F32", "shape": {shape}, "data_offsets": {offsets}{more}}}'
+
+
+@pytest.mark.parametrize(
+    ("header", "payload"),
+    [
+        (f'{{"a": {described(offsets="[4, 8]")}}}', 8),
+        (f'{{"a": {described()}, "b": {described(offsets="[8, 12]")}}}', 12),
+        (f'{{"a": {described()}, "b": {described(offsets="[2, 6]")}}}', 6),
+        (f'{{"a": {described()}, "b": {described()}}}', 4),
+        (f'{{"a": {described()}}}', 5),
+        (f'{{"a": {described()}}}', 3),
+        ('{"a": ' + described(more=', "more": 1') + "}", 4),
+        (f'{{"a": {described(shape="[-1, -1]")}}}', 4),
+        (f'{{"a": {described(shape="[true]")}}}', 4),
+        (f'{{"a": {described(shape="[1.0]")}}}', 4),
+        (f'{{"a": {described(offsets="[0, 2, 4]")}}}', 4),
+        (f'{{"a": {described(shape="[1, 1, 1, 1, 1, 1, 1, 1, 1]")}}}', 4),
+        (f'{{"a": {described()}, "a": {described(offsets="[4, 8]")}}}', 8),
+        (f'{{"a": {described()}, "__metadata__": {{"x": 1}}}}', 4),
+        (f'{{"a": {described()}, "b": 1}}', 4),
+        (f' {{"a": {described()}}}', 4),
+        (f'{{"a": {described()}}} x', 4),
+        ('{"a": NaN}', 0),
+        ("[]", 0),
+    ],
+)
+def test_what_the_format_does_not_allow_is_refused(header: str, payload: int) -> None:
+    whole = with_header(header.encode(), bytes(payload))
+    assert oracle(whole) is None
+    with pytest.raises(SafetensorsError):
+        read(whole)
+
+
 @given(st.binary(max_size=300))
 @example(b"")
 @example(struct.pack("<Q", 2) + b"{}")

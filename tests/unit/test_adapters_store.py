@@ -107,6 +107,7 @@ def test_what_is_judged_is_what_is_kept(tmp_path: Path) -> None:
     judged = []
 
     def accept(copy: Path) -> None:
+        assert tmp_path / "store" in copy.parents
         judged.append((copy / "adapter_config.json").read_bytes())
         (source / "adapter_config.json").write_bytes(b"{}")
 
@@ -125,6 +126,7 @@ def test_what_is_refused_is_not_kept(tmp_path: Path) -> None:
     store = AdapterStore.open(tmp_path / "store")
     with pytest.raises(NotWantedError):
         store.add(crafted(tmp_path / "source"), refuse)
+    assert os.listdir(tmp_path / "store" / "staging") == []
     assert whole(tmp_path / "store") == 0
 
 
@@ -144,6 +146,7 @@ def test_what_is_no_adapter_is_refused_and_leaves_nothing(name: str, code: Code,
     with pytest.raises(RefusedError) as refused:
         AdapterStore.open(tmp_path / "store").add(source)
     assert refused.value.findings[0].code is code
+    assert os.listdir(tmp_path / "store" / "staging") == []
     assert whole(tmp_path / "store") == 0
 
 
