@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.adapter_corpus import TINY, Craft, write_base
+from tests.gateway import running_gateway
 from tests.unit.commands import gateway, gateway_here, nobody, serving, written
 
 KEY = "9f4c1d7e2b8a6053c7e1f2a4b6d8091e"
@@ -146,3 +148,16 @@ def test_something_else_that_answers_is_not_taken_for_a_gateway_here() -> None:
         done = gateway_here("adapters", "list", "--url", url, env=ADMIN)
     assert done.returncode == 1
     assert "is not this gateway" in done.stderr
+
+
+async def test_the_real_gateway_answers_these_commands(tmp_path: Path) -> None:
+    upstreams = [{"name": "cloud", "kind": "openai", "base_url": "http://127.0.0.1:9/v1", "models": ["big"]}]
+    async with running_gateway({"upstreams": upstreams}, tmp_path) as running:
+        environ = {"GATEWAY_URL": running.url, "GATEWAY_ADMIN_KEY": running.admin_key}
+        listed, checked = await asyncio.gather(
+            asyncio.to_thread(gateway, "adapters", "list", env=environ),
+            asyncio.to_thread(gateway, "adapters", "check", tmp_path, "--engine", "cloud", env=environ),
+        )
+    assert (listed.returncode, listed.stdout) == (0, "This gateway has no adapters.\n")
+    assert checked.returncode == 1
+    assert "the gateway has no engine cloud" in checked.stderr
