@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import os
 import time
 from typing import Any
 
@@ -39,7 +39,7 @@ class ClientLeft(Exception):
 
 def new_request_id() -> str:
     """Sortable by time (48 bits of milliseconds, then 80 random bits): unique, not secret."""
-    return f"req_{(time.time_ns() // 1_000_000) << 80 | random.getrandbits(80):032x}"
+    return f"req_{(time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10)):032x}"
 
 
 async def read_body(receive: Receive, limit: int) -> bytes:
@@ -99,7 +99,7 @@ def _quotes(text: bytes) -> int:
 
 def _deeper_than(value: Any, limit: int) -> bool:
     level = [value]
-    for _ in range(limit + 1):
+    for _ in range(limit):
         level = [
             child
             for node in level

@@ -206,7 +206,10 @@ class Pipeline:
         self._metrics.attempt_failed(upstream, fault.reason.value)
         if fault.reason is Reason.UPSTREAM_CONNECT or fault.code == "model_not_loaded":
             self._suspect(upstream)
-        _log.warning("attempt failed", extra={"upstream": upstream, "reason": fault.reason.value, "why": fault.message})
+        why = fault.message
+        if isinstance(fault, UpstreamFault) and not fault.retryable:
+            why = f"refused with status {fault.upstream_status}"  # its message may quote the prompt
+        _log.warning("attempt failed", extra={"upstream": upstream, "reason": fault.reason.value, "why": why})
 
 
 def _final(fault: UpstreamFault | Overloaded) -> GatewayError:
