@@ -108,10 +108,15 @@ class _Loader(yaml.SafeLoader):
 
 def _compose(text: str) -> yaml.Node | None:
     try:
-        return _Loader(text).get_single_node()
+        loader = _Loader(text)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         raise UnreadableError("holds a control character", "look for what an editor does not show", line) from None
+    try:
+        return loader.get_single_node()
+    except (ValueError, OverflowError):  # PyYAML passes the number of a "\U…" on as it is
+        line = loader.get_mark().line + 1
+        raise UnreadableError("holds an escape (\\U…) that is no character", "write the character", line) from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         what = ", ".join(filter(None, (error.context, error.problem)))
