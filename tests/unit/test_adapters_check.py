@@ -5,8 +5,10 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,7 +18,7 @@ from adapters.files import ADAPTER_FILES
 from adapters.inspect import inspect
 from adapters.manifest import MAX_FINDINGS, Manifest, parse_manifest
 from adapters.safetensors import Tensor
-from tests.fakes.adapter_corpus import CASES, SMOLLM2, TINY, Case, Craft, factor, write_base
+from tests.fakes.adapter_corpus import CASES, SMOLLM2, TINY, Case, Craft, factor, safetensors, write_base
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +181,28 @@ def test_a_folder_that_is_no_base_model_is_named_with_the_reason(
         BaseModel.read(tmp_path)
 
 
+def test_packed_weights_have_no_shapes_to_compare_with(tmp_path: Path) -> None:
+    """As bitsandbytes stores four bits: a column of bytes. Llama's shapes then follow from its configuration."""
+    folder = write_base(tmp_path / "base", weights=False)
+    packed = {f"{name}.weight": ("I8", np.zeros((out * into // 2, 1))) for name, (out, into) in TINY.modules().items()}
+    (folder / "model.safetensors").write_bytes(safetensors(packed))
+    assert BaseModel.read(folder).shapes["model.layers.0.self_attn.k_proj"] == (32, 64)
+
+    (folder / "config.json").write_text('{"model_type": "something_new"}')
+    with pytest.raises(BaseModelError, match="packed"):
+        BaseModel.read(folder)
+
+
+def test_a_base_model_that_stores_its_weights_the_other_way_round_is_compared_so(tmp_path: Path) -> None:
+    turned = BaseModel("turned", "gpt2", {name: (into, out) for name, (out, into) in TINY.modules().items()})
+    craft = Craft(TINY)
+    craft.config["fan_in_fan_out"] = True
+    craft.write(tmp_path / "turned")
+    assert check(tmp_path / "turned", turned, 16).ok
+    Craft(TINY).write(tmp_path / "straight")
+    assert [finding.code for finding in check(tmp_path / "straight", turned, 16).errors] == [Code.SHAPE]
+
+
 # ---- hostile configurations
 
 json_values = st.recursive(
@@ -219,6 +243,16 @@ def test_of_very_many_faults_some_are_named() -> None:
     read = manifest_or_findings(json.dumps(config).encode())
     assert isinstance(read, tuple)
     assert len(read) == MAX_FINDINGS
+
+
+def test_more_patterns_than_modules_could_need_are_refused_without_matching_them(tmp_path: Path) -> None:
+    wide = replace(TINY, layers=60)
+    craft = Craft(wide)
+    craft.config["rank_pattern"] = {f".*layers.{i}.*": 8 for i in range(1000)}
+    craft.write(tmp_path / "adapter")
+    [finding] = check(tmp_path / "adapter").errors
+    assert finding.code is Code.PATTERN
+    assert "1000 keys for 420 modules" in finding.message
 
 
 # ---- cost
