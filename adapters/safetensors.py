@@ -47,6 +47,7 @@ MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 1 << 16
 
 MAX_DIMENSIONS = 8
+_MAX_COMMAS = 20_000  # in the metadata
 _LENGTH_BYTES = 8
 _MAX_SIZE = 1 << 63  # of anything counted here: what a signed 64-bit offset holds
 _FIELDS = {"dtype", "shape", "data_offsets"}
@@ -105,9 +106,12 @@ def parse_header(header: bytes, payload: int) -> tuple[Tensor, ...]:
 def _load(header: bytes) -> dict[str, object]:
     if not header.startswith(b"{"):
         raise SafetensorsError("the header does not begin with '{'")
-    # Before it becomes objects of a hundred times its size: a tensor is a name, three fields and two lists.
+    # Before it becomes objects of a hundred times its size, in one long call that lets no other thread run: a tensor
+    # is a name, three fields and two short lists; the rest is metadata, which may hold some text.
     if sum(map(header.count, (b"{", b"[", b":"))) > 8 * MAX_TENSORS:
         raise SafetensorsError(f"the header describes more than {MAX_TENSORS} tensors")
+    if header.count(b",") > 16 * header.count(b"{") + _MAX_COMMAS:
+        raise SafetensorsError("the header lists more than tensors")
     try:
         entries = loads(header)
     except StrictJsonError as error:
