@@ -13,7 +13,7 @@ help:           ## this list
 	@sed -n 's/^\([a-z0-9]*\):.*##/\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
 serve: $(ENV)   ## a ready gateway with a small model and two adapters, on http://127.0.0.1:8000
-	@exec $(PYTHON) deploy/quickstart/serve.py
+	@exec $(PYTHON) -m deploy.quickstart.serve
 
 test: $(DEV) engine ## every test that needs no GPU, the real-engine ones included
 	$(BIN)/python -m pytest
@@ -39,7 +39,7 @@ e2e: $(DEV) engine ## Open WebUI in a real browser against the gateway
 env: $(ENV)     ## the gateway's own environment
 
 engine:         ## the engine's environment, the small model and the two sample adapters (var/)
-	@$(PYTHON) deploy/quickstart/prepare.py
+	@$(PYTHON) -m deploy.quickstart.prepare
 
 format: $(DEV)  ## format and mend what can be mended
 	$(BIN)/ruff format .

@@ -1,6 +1,6 @@
 """Makes var/engine, the environment in which vLLM runs and adapters are trained.
 
-    python3.11 -m deploy.engine.install [--device auto|cpu|cuda]
+    python3.11 -m deploy.engine.install [--device cpu|cuda]
 
 It is an environment of its own because its pins are not the gateway's: vLLM wants an older FastAPI. So it can't be
 `pip install .[vllm,train]`, which would install the gateway's requirements too; it is those two extras, resolved into
@@ -10,7 +10,6 @@ made anew from the start, which pip's cache makes quick. Standard library only.
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import platform
@@ -18,12 +17,12 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import venv
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.engine.exclusive import exclusive
 from deploy.engine.progress import Step, StepError, run
 
 HERE = Path(__file__).resolve().parent
@@ -31,6 +30,7 @@ ROOT = HERE.parent.parent
 ENGINE = ROOT / "var" / "engine"
 PLUGIN = HERE / "cpu_lora_fix"
 PYTORCH_CPU_INDEX = "https://download.pytorch.org/whl/cpu"
+STAMP = "stamp.json"
 GIB = 1 << 30
 
 
@@ -98,7 +98,7 @@ def wanted(device: Device) -> dict[str, str]:
 def stamped() -> dict[str, str]:
     """What the stamp of the present environment says; nothing where there is none or it can't be read."""
     try:
-        found = json.loads((ENGINE / "stamp.json").read_text())
+        found = json.loads((ENGINE / STAMP).read_text())
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
@@ -196,41 +196,42 @@ def check(device: Device) -> None:
         run([str(ENGINE / "bin" / "vllm"), "--version"], lambda line: None)
 
 
-def make(device: Device) -> None:
-    """Makes the environment, or as much of it as is not there yet. Raises StepError."""
-    goal, found = wanted(device), stamped()
-    if found == goal:
-        return
-    stamp = ENGINE / "stamp.json"
-    if {**found, "plugin": ""} != {**goal, "plugin": ""}:
-        require_disk(device)
-        with Step("an empty environment in var/engine"):
-            shutil.rmtree(ENGINE, ignore_errors=True)
-            venv.create(ENGINE, with_pip=True, symlinks=True)
-        install_packages(device)
-    stamp.unlink(missing_ok=True)
-    install_plugin()
-    check(device)
-    stamp.write_text(json.dumps(goal))
+def make(device: Device | None = None) -> Device:
+    """Makes the environment for `device` (the one that is found here), or what is not there yet of it.
+
+    Raises StepError. Two processes may call it at once: the second waits and finds it done.
+    """
+    device = device or detect()
+    with exclusive(ENGINE.with_name("engine.lock")):
+        goal, found = wanted(device), stamped()
+        if found == goal:
+            return device
+        stamp = ENGINE / STAMP
+        if {**found, "plugin": ""} != {**goal, "plugin": ""}:
+            require_disk(device)
+            with Step("an empty environment in var/engine"):
+                shutil.rmtree(ENGINE, ignore_errors=True)
+                venv.create(ENGINE, with_pip=True, symlinks=True)
+            install_packages(device)
+        stamp.unlink(missing_ok=True)
+        install_plugin()
+        check(device)
+        stamp.write_text(json.dumps(goal))
+    return device
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Makes var/engine, the environment of vLLM and of the training.")
     parser.add_argument(
-        "--device", choices=["auto", "cpu", "cuda"], default="auto", help="default: CUDA if there is a GPU"
+        "--device", choices=["cpu", "cuda"], help="default: cuda where nvidia-smi finds a GPU, else cpu"
     )
-    chosen = parser.parse_args().device
-    device = {"cpu": CPU, "cuda": CUDA}.get(chosen) or detect()
-    ENGINE.parent.mkdir(exist_ok=True)
-    started = time.monotonic()
-    with (ENGINE.parent / "engine.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two makes at once: the second waits and then finds it done
-        try:
-            make(device)
-        except StepError as error:
-            print(f"var/engine could not be made: {error}", file=sys.stderr)
-            return 1
-    print(f"  var/engine is ready: vLLM for {device.name} ({time.monotonic() - started:.1f} s)")
+    chosen = {"cpu": CPU, "cuda": CUDA}.get(parser.parse_args().device)
+    try:
+        device = make(chosen)
+    except StepError as error:
+        print(f"var/engine could not be made. {error}", file=sys.stderr)
+        return 1
+    print(f"  var/engine is ready: vLLM for {device.name}")
     return 0
 
 

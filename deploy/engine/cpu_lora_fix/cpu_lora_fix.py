@@ -12,7 +12,6 @@ vLLM calls `register` in each of its processes (API server, EngineCore, Worker) 
 `vllm.general_plugins`. It does nothing on a GPU, nor where a probe shows that the kernels are right by themselves.
 """
 
-import logging
 from collections.abc import Iterator
 from importlib.metadata import version
 
@@ -20,6 +19,7 @@ import torch
 import vllm.lora.ops.torch_ops as exported
 import vllm.lora.ops.torch_ops.lora_ops as kernels
 import vllm.lora.punica_wrapper.punica_cpu as caller
+from vllm.logger import init_logger
 from vllm.platforms import current_platform
 
 AFFECTED = ("0.32.",)
@@ -27,7 +27,7 @@ AFFECTED = ("0.32.",)
 
 BASE_MODEL = -1
 
-logger = logging.getLogger("vllm.plugins.cpu_lora_fix")
+logger = init_logger("vllm.plugins.cpu_lora_fix")
 
 
 def adapter_rows(slots: torch.Tensor, count: int) -> Iterator[tuple[int, slice | torch.Tensor]]:
