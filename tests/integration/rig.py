@@ -58,19 +58,14 @@ class _Ear(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.DEBUG)
         self.records: list[logging.LogRecord] = []
+        self.settled: list[Settled] = []
         self.heard = asyncio.Event()
 
     def emit(self, record: logging.LogRecord) -> None:
         self.records.append(record)
+        if record.name == "gateway.access":
+            self.settled.append(Settled(**{name: getattr(record, name) for name in Settled.__slots__}))
         self.heard.set()
-
-    @property
-    def settled(self) -> list[Settled]:
-        return [
-            Settled(**{name: getattr(record, name) for name in Settled.__slots__})
-            for record in self.records
-            if record.name == "gateway.access"
-        ]
 
     def text(self) -> str:
         """Everything that any formatter could write."""
@@ -140,7 +135,7 @@ class Rig:
 
     def lines(self) -> list[Settled]:
         """The access log so far."""
-        return self._ear.settled
+        return list(self._ear.settled)
 
     async def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
         """Sample name → sorted labels → value."""
@@ -163,11 +158,20 @@ class Rig:
             while await self.total(gauge) != value:
                 await asyncio.sleep(0.01)  # a gauge has no event to wait for
 
+    async def get(self, path: str) -> Reply:
+        return await wire.get(self.url, path, AUTH)
+
     @asynccontextmanager
-    async def streaming(self, model: str = "m", **more: Any) -> AsyncIterator[Stream]:
-        """A stream, chunk by chunk."""
+    async def asking(self, model: str = "m", *, stream: bool = True) -> AsyncIterator[wire.Wire]:
+        """A client that has sent its request, and leaves at the end if it has not before."""
         async with wire.connected(self.url) as client:
-            await client.post("/v1/chat/completions", chat(model, **more), AUTH)
+            await client.post("/v1/chat/completions", chat(model, stream=stream), AUTH)
+            yield client
+
+    @asynccontextmanager
+    async def streaming(self, model: str = "m") -> AsyncIterator[Stream]:
+        """A stream, chunk by chunk."""
+        async with self.asking(model) as client:
             status, _ = await client.head()
             assert status == 200
             yield Stream(client)

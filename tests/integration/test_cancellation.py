@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 
 import pytest
 
@@ -13,19 +12,11 @@ from tests import wire
 from tests.fakes import faults
 from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.integration.conftest import Serve
-from tests.integration.rig import AUTH, Rig, chat
+from tests.integration.rig import AUTH
+from tests.tiers import repeated
 
-REPETITIONS = 50
 AT_ONCE = 10
 LEAVING = ("close", "reset", "half_close")
-
-
-@asynccontextmanager
-async def asking(gateway: Rig, model: str, *, stream: bool) -> AsyncIterator[wire.Wire]:
-    """A client that has sent its request."""
-    async with wire.connected(gateway.url) as client:
-        await client.post("/v1/chat/completions", chat(model, stream=stream), AUTH)
-        yield client
 
 
 def leave(client: wire.Wire, number: int) -> float:
@@ -34,29 +25,25 @@ def leave(client: wire.Wire, number: int) -> float:
     return asyncio.get_running_loop().time()
 
 
-async def in_batches(check: Callable[[int], Awaitable[float]]) -> list[float]:
-    """`check` for each repetition, some at once."""
-    found = []
-    for start in range(0, REPETITIONS, AT_ONCE):
-        found += await asyncio.gather(*map(check, range(start, start + AT_ONCE)))
-    return found
-
-
-def judge(delays: list[float]) -> None:
-    assert len(delays) == REPETITIONS
+async def in_time(check: Callable[[int], Awaitable[float]], repetitions: int) -> None:
+    """`check` for each repetition, some at once: it returns how long the upstream took to hear of it."""
+    delays: list[float] = []
+    for start in range(0, repetitions, AT_ONCE):
+        delays += await asyncio.gather(*map(check, range(start, start + AT_ONCE)))
     assert max(delays) < 1.0
     assert sorted(delays)[int(len(delays) * 0.99) - 1] < 0.25
 
 
-async def test_in_the_middle_of_a_stream(serve: Serve) -> None:
+@repeated(50, 1000)
+async def test_in_the_middle_of_a_stream(serve: Serve, repetitions: int) -> None:
     """F-6: at a random token.  What was received ≤ what is accounted for ≤ what the upstream sent."""
-    models = {f"m{n}": Script(pieces=("t ",) * 100_000, itl=0.002) for n in range(REPETITIONS)}
+    models = {f"m{n}": Script(pieces=("t ",) * 100_000, itl=0.002) for n in range(repetitions)}
     chance = random.Random(6)
     received: dict[str, int] = {}
     async with OpenAIUpstream(models) as upstream, serve({"one": upstream}) as gateway:
 
         async def check(number: int) -> float:
-            async with asking(gateway, f"m{number}", stream=True) as client:
+            async with gateway.asking(f"m{number}", stream=True) as client:
                 await client.head()
                 for _ in range(chance.randrange(1, 40)):
                     received[f"m{number}"] = received.get(f"m{number}", 0) + (await client.chunk() or b"").count(b'"t ')
@@ -66,14 +53,14 @@ async def test_in_the_middle_of_a_stream(serve: Serve) -> None:
                 assert attempt.outcome == "left"
                 return attempt.ended - left
 
-        judge(await in_batches(check))
+        await in_time(check, repetitions)
         await gateway.quiet()
         sent = {attempt.model: attempt.tokens for attempt in upstream.ledger}
         for line in gateway.lines():
             assert line.reason == "client_cancel"
             assert received[line.model] <= line.completion_tokens <= sent[line.model]
-        assert len(gateway.lines()) == REPETITIONS
-        assert await gateway.total("gateway_cancellations_total", phase="stream") == REPETITIONS
+        assert len(gateway.lines()) == repetitions
+        assert await gateway.total("gateway_cancellations_total", phase="stream") == repetitions
 
 
 HALF_AN_ANSWER = faults.raw(
@@ -82,6 +69,7 @@ HALF_AN_ANSWER = faults.raw(
 HALF_AN_ERROR = faults.raw(b"HTTP/1.1 500 No\r\ncontent-length: 99\r\n\r\n{", end=faults.hang)
 
 
+@repeated(50, 500)
 @pytest.mark.parametrize(
     ("behaviour", "stream", "phase"),
     [
@@ -95,14 +83,14 @@ HALF_AN_ERROR = faults.raw(b"HTTP/1.1 500 No\r\ncontent-length: 99\r\n\r\n{", en
     ids=["headers-stream", "headers-whole", "first-event", "half-an-answer", "stalled-stream", "error-body"],
 )
 async def test_while_the_upstream_is_silent(
-    serve: Serve, behaviour: faults.Behaviour, stream: bool, phase: str
+    serve: Serve, behaviour: faults.Behaviour, stream: bool, phase: str, repetitions: int
 ) -> None:
     """F-7: before the first byte, during an answer that comes whole, and in a stall."""
-    async with OpenAIUpstream({f"m{n}": behaviour for n in range(REPETITIONS)}) as upstream:
+    async with OpenAIUpstream({f"m{n}": behaviour for n in range(repetitions)}) as upstream:
         async with serve({"one": upstream}) as gateway:
 
             async def check(number: int) -> float:
-                async with asking(gateway, f"m{number}", stream=stream) as client:
+                async with gateway.asking(f"m{number}", stream=stream) as client:
                     attempt = await upstream.attempt_of(f"m{number}")
                     if phase == "stream":
                         await client.head()
@@ -113,15 +101,15 @@ async def test_while_the_upstream_is_silent(
                     assert attempt.outcome == "left"
                     return attempt.ended - left
 
-            judge(await in_batches(check))
+            await in_time(check, repetitions)
             await gateway.quiet()
-            assert [line.reason for line in gateway.lines()] == ["client_cancel"] * REPETITIONS
+            assert [line.reason for line in gateway.lines()] == ["client_cancel"] * repetitions
             tokens = 2 if phase == "stream" else 0
             assert {line.completion_tokens for line in gateway.lines()} == {tokens}
             cancelled = await gateway.total("gateway_cancellations_total")
-            assert cancelled == REPETITIONS
+            assert cancelled == repetitions
             if phase != "body":  # whether the half had come before the client left is a race
-                assert await gateway.total("gateway_cancellations_total", phase=phase) == REPETITIONS
+                assert await gateway.total("gateway_cancellations_total", phase=phase) == repetitions
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -130,10 +118,10 @@ async def test_while_it_waits_for_a_place(serve: Serve, stream: bool) -> None:
     models = {"busy": faults.hang, "m": Script()}
     async with OpenAIUpstream(models) as upstream:
         async with serve({"one": upstream}, concurrency={"limit": 1, "queue": 100}) as gateway:
-            async with asking(gateway, "busy", stream=True) as holder:
+            async with gateway.asking("busy", stream=True) as holder:
                 await upstream.attempt(0)
                 for number in range(len(LEAVING) * 3):
-                    async with asking(gateway, "m", stream=stream) as client:
+                    async with gateway.asking("m", stream=stream) as client:
                         await gateway.reaches("gateway_requests_waiting", 1)
                         leave(client, number)
                         await gateway.reaches("gateway_requests_waiting", 0)
@@ -150,7 +138,7 @@ async def test_while_its_connection_is_made(serve: Serve) -> None:
     async with OpenAIUpstream() as upstream, serve({"one": upstream}, timeouts={"connect": 30}) as gateway:
         await upstream.stop()
         with faults.black_hole(upstream.port):
-            async with asking(gateway, "m", stream=True) as client:
+            async with gateway.asking("m", stream=True) as client:
                 await gateway.reaches("gateway_requests_in_flight", 1)
                 client.close()
                 assert (await gateway.settled()).reason == "client_cancel"
@@ -175,7 +163,7 @@ async def test_whoever_stays_is_not_disturbed(serve: Serve) -> None:
     async with OpenAIUpstream(models) as upstream, serve({"one": upstream}) as gateway:
 
         async def come_and_go(number: int) -> None:
-            async with asking(gateway, "leaves", stream=True) as client:
+            async with gateway.asking("leaves", stream=True) as client:
                 await client.head()
                 await client.chunk()
                 leave(client, number)

@@ -10,33 +10,38 @@ from tests.fakes import faults
 from tests.fakes.openai_upstream import OpenAIUpstream
 from tests.integration.conftest import Serve
 from tests.integration.rig import route
+from tests.tiers import repeated
 
-REPETITIONS = 20
 
-
+@repeated(20, 200)
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_refused_connection_is_answered_by_the_next_target(serve: Serve, stream: bool) -> None:
+async def test_a_refused_connection_is_answered_by_the_next_target(
+    serve: Serve, stream: bool, repetitions: int
+) -> None:
     async with OpenAIUpstream() as first, OpenAIUpstream() as second:
         route_m = route("both", ("first", "m"), ("second", "m"))
         async with serve({"first": first, "second": second}, models=[route_m]) as gateway:
             await first.stop()
             took = []
-            for _ in range(REPETITIONS):
+            for _ in range(repetitions):
                 started = asyncio.get_running_loop().time()
                 reply = await gateway.chat("both", stream=stream)
                 took.append(asyncio.get_running_loop().time() - started)
                 assert reply.status == 200
                 assert reply.header("x-gateway-upstream") == "second"
-            assert sorted(took)[REPETITIONS // 2] < 0.05
+            assert sorted(took)[repetitions // 2] < 0.05
             assert {line.reason for line in gateway.lines()} == {"completed"}
             assert gateway.lines()[0].attempts == 2
 
 
+@repeated(20, 200)
 @pytest.mark.parametrize("stream", [True, False])
-async def test_without_another_target_a_refused_connection_is_a_503_at_once(serve: Serve, stream: bool) -> None:
+async def test_without_another_target_a_refused_connection_is_a_503_at_once(
+    serve: Serve, stream: bool, repetitions: int
+) -> None:
     async with OpenAIUpstream() as upstream, serve({"one": upstream}) as gateway:
         await upstream.stop()
-        for _ in range(REPETITIONS):
+        for _ in range(repetitions):
             started = asyncio.get_running_loop().time()
             reply = await gateway.chat(stream=stream)
             assert asyncio.get_running_loop().time() - started < 0.5
@@ -86,12 +91,13 @@ async def test_an_upstream_that_was_never_there_stops_nothing(serve: Serve) -> N
                 assert (await gateway.settled(reply)).reason == "upstream_connect"
 
 
-async def test_a_connection_that_died_while_idle_is_replaced_unseen(serve: Serve) -> None:
+@repeated(20, 200)
+async def test_a_connection_that_died_while_idle_is_replaced_unseen(serve: Serve, repetitions: int) -> None:
     """Servers close idle connections after seconds; a request that meets such a one is sent again, and only then."""
     async with OpenAIUpstream() as upstream, serve({"one": upstream}, hops=False) as gateway:
-        for _ in range(REPETITIONS):
+        for _ in range(repetitions):
             assert (await gateway.chat()).status == 200
             await upstream.stop()
             await upstream.start()
         assert {line.attempts for line in gateway.lines()} == {1}
-        assert len(upstream.ledger) == REPETITIONS
+        assert len(upstream.ledger) == repetitions

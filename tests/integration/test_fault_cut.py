@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+import openai
 import pytest
 
 from tests.fakes import faults
 from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.integration.conftest import Serve
-from tests.integration.rig import route
+from tests.integration.rig import CLIENT_KEY, route
 
 LONGEST = 200
 WORDS = tuple(f"w{number} " for number in range(LONGEST + 1))
@@ -78,3 +79,22 @@ async def test_an_error_event_before_the_first_token_goes_to_the_next_target(ser
             reply = await gateway.chat("both")
             assert (reply.text, reply.done) == ("One two three four five", True)
             assert (await gateway.settled(reply)).attempts == 2
+
+
+@pytest.mark.parametrize("fault", [faults.cut, faults.end_without_done, faults.hang])
+async def test_the_sdk_raises_where_it_would_have_noticed_nothing(serve: Serve, fault: faults.Behaviour) -> None:
+    script = Script(itl=0.005, after=2, fault=fault)
+    async with (
+        OpenAIUpstream({"m": script}) as upstream,
+        serve({"one": upstream}, timeouts={"byte_idle": 0.3}) as gateway,
+    ):
+        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=CLIENT_KEY, max_retries=2) as client:
+            stream = await client.chat.completions.create(
+                model="m", messages=[{"role": "user", "content": "a"}], stream=True
+            )
+            text = ""
+            with pytest.raises(openai.APIError, match="upstream"):
+                async for chunk in stream:
+                    text += chunk.choices[0].delta.content or ""
+            assert text == "One two"
+            assert len(upstream.ledger) == 1

@@ -11,11 +11,11 @@ from tests.fakes import faults
 from tests.fakes.openai_upstream import Attempt, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
 from tests.integration.rig import route
+from tests.tiers import repeated
 from tests.wire import Reply
 
 SHORT = 0.4
 LONG = 30.0
-REPETITIONS = 10
 
 
 async def timed(reply: Awaitable[Reply]) -> tuple[Reply, float]:
@@ -32,11 +32,14 @@ async def closed(attempt: Attempt) -> float:
     return attempt.ended - now
 
 
+@repeated(10, 100)
 @pytest.mark.parametrize("behaviour", [faults.hang, faults.silent_stream])
-async def test_headers_or_events_that_never_come_are_a_504(serve: Serve, behaviour: faults.Behaviour) -> None:
+async def test_headers_or_events_that_never_come_are_a_504(
+    serve: Serve, behaviour: faults.Behaviour, repetitions: int
+) -> None:
     async with OpenAIUpstream({"m": behaviour}) as upstream:
         async with serve({"one": upstream}, timeouts={"first_byte": SHORT}) as gateway:
-            for reply, took in await asyncio.gather(*(timed(gateway.chat()) for _ in range(REPETITIONS))):
+            for reply, took in await asyncio.gather(*(timed(gateway.chat()) for _ in range(repetitions))):
                 assert (reply.status, reply.error["code"]) == (504, "upstream_ttft")
                 assert reply.header("x-should-retry") == "false"
                 assert abs(took - SHORT) < 0.3
@@ -69,11 +72,12 @@ async def test_the_next_target_answers_when_headers_never_come(serve: Serve, str
             assert (await gateway.settled(reply)).attempts == 2
 
 
+@repeated(10, 100)
 @pytest.mark.parametrize("k", [0, 1, 3])
-async def test_a_stall_between_tokens_ends_the_stream_with_an_error(serve: Serve, k: int) -> None:
+async def test_a_stall_between_tokens_ends_the_stream_with_an_error(serve: Serve, k: int, repetitions: int) -> None:
     async with OpenAIUpstream({"m": Script(after=k, fault=faults.hang)}) as upstream:
         async with serve({"one": upstream}, timeouts={"byte_idle": SHORT}) as gateway:
-            for reply, took in await asyncio.gather(*(timed(gateway.chat()) for _ in range(REPETITIONS))):
+            for reply, took in await asyncio.gather(*(timed(gateway.chat()) for _ in range(repetitions))):
                 assert reply.failure["code"] == "upstream_idle"
                 assert reply.text == "".join(["One", " two", " three"][:k])
                 assert SHORT - 0.1 < took < SHORT + 0.5

@@ -1,0 +1,112 @@
+"""More requests than an upstream has places for: they wait in order, for a while, and no more than may wait."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from tests.fakes import faults
+from tests.fakes.openai_upstream import OpenAIUpstream, Script
+from tests.integration.conftest import Serve
+from tests.integration.rig import chat, route
+
+OPENWEBUI = [("x-openwebui-chat-id", "c-1")]
+
+
+async def test_an_upstream_never_gets_more_than_its_places(serve: Serve) -> None:
+    async with OpenAIUpstream({"m": Script(ttft=0.03)}) as upstream:
+        async with serve({"one": upstream}, concurrency={"limit": 3, "queue": 100}) as gateway:
+            replies = await asyncio.gather(*(gateway.chat(stream=number % 2 == 0) for number in range(30)))
+            assert {reply.status for reply in replies} == {200}
+            times = [(attempt.arrived, 1) for attempt in upstream.ledger]
+            times += [(attempt.ended, -1) for attempt in upstream.ledger]
+            running = most = 0
+            for _, step in sorted(times):
+                running += step
+                most = max(most, running)
+            assert most == 3
+
+
+async def test_a_full_queue_is_a_503_at_once(serve: Serve) -> None:
+    async with OpenAIUpstream({"m": faults.hang}) as upstream:
+        async with serve({"one": upstream}, concurrency={"limit": 1, "queue": 1}) as gateway:
+            async with gateway.asking("m"), gateway.asking("m"):
+                await gateway.reaches("gateway_requests_waiting", 1)
+                started = asyncio.get_running_loop().time()
+                reply = await gateway.chat()
+                assert asyncio.get_running_loop().time() - started < 0.1
+                assert (reply.status, reply.error["code"]) == (503, "overloaded")
+                assert reply.header("retry-after")
+                assert reply.header("x-should-retry") == "true"
+                assert (await gateway.settled(reply)).reason == "limit"
+                assert len(upstream.ledger) == 1
+
+
+async def test_who_waits_too_long_is_told_so(serve: Serve) -> None:
+    async with OpenAIUpstream({"m": faults.hang}) as upstream:
+        async with serve({"one": upstream}, concurrency={"limit": 1, "queue": 9, "queue_timeout": 0.3}) as gateway:
+            async with gateway.asking("m"):
+                await upstream.attempt(0)
+                started = asyncio.get_running_loop().time()
+                reply = await gateway.chat()
+                assert 0.2 < asyncio.get_running_loop().time() - started < 0.6
+                assert (reply.status, reply.error["code"]) == (503, "overloaded")
+                assert (await gateway.settled(reply)).reason == "limit"
+
+
+async def test_a_full_upstream_is_passed_over(serve: Serve) -> None:
+    async with OpenAIUpstream({"m": faults.hang}) as first, OpenAIUpstream() as second:
+        models = [route("both", ("first", "m"), ("second", "m"))]
+        places = {"limit": 1, "queue": 0}
+        async with serve({"first": first, "second": second}, models=models, concurrency=places) as gateway:
+            async with gateway.asking("first/m"):
+                await first.attempt(0)
+                reply = await gateway.chat("both")
+                assert (reply.status, reply.header("x-gateway-upstream")) == (200, "second")
+            assert len(first.ledger) == 1
+
+
+async def test_the_list_of_models_and_the_probes_do_not_wait(serve: Serve) -> None:
+    async with OpenAIUpstream({"m": faults.hang}) as upstream:
+        async with serve({"one": upstream}, concurrency={"limit": 1, "queue": 50}) as gateway:
+            async with gateway.asking("m"), gateway.asking("m"):
+                await gateway.reaches("gateway_requests_waiting", 1)
+                took = []
+                for _ in range(20):
+                    for path in ("/v1/models", "/livez", "/readyz"):
+                        started = asyncio.get_running_loop().time()
+                        assert (await gateway.get(path)).status == 200
+                        took.append(asyncio.get_running_loop().time() - started)
+                assert sorted(took)[int(len(took) * 0.95)] < 0.1
+
+
+async def test_open_webui_sees_that_it_waits_and_nobody_else_does(serve: Serve) -> None:
+    """Before any content, so that another target may still be tried; told in a form that other clients cannot read."""
+    async with OpenAIUpstream({"holds": faults.hang, "m": Script()}) as upstream:
+        async with serve({"one": upstream}, concurrency={"limit": 1, "queue": 9}) as gateway:
+            async with gateway.asking("holds") as holder:
+                await upstream.attempt(0)
+                waiting = [
+                    asyncio.ensure_future(gateway.post(chat(), headers=headers)) for headers in (OPENWEBUI, (), ())
+                ]
+                await gateway.reaches("gateway_requests_waiting", 3)
+                await asyncio.sleep(1.3)  # a status line comes once a second
+                holder.close()
+                shown, *plain = await asyncio.gather(*waiting)
+            events = [json.loads(event) for event in shown.events if event != b"[DONE]"]
+            lines = [event["event"]["data"]["description"] for event in events if "event" in event]
+            assert lines
+            assert "Queued" in lines[0]
+            assert shown.done
+            assert all(b'"event"' not in reply.body and reply.done for reply in plain)
+
+
+async def test_a_wait_that_ends_badly_ends_as_an_error(serve: Serve) -> None:
+    async with OpenAIUpstream({"m": faults.hang}) as upstream:
+        async with serve({"one": upstream}, concurrency={"limit": 1, "queue": 9, "queue_timeout": 1.3}) as gateway:
+            async with gateway.asking("m"):
+                await upstream.attempt(0)
+                reply = await gateway.post(chat(), headers=OPENWEBUI)
+                assert reply.status == 200
+                assert reply.failure["code"] == "overloaded"
+                assert (await gateway.settled(reply)).reason == "limit"
