@@ -231,11 +231,11 @@ class ControlPlane:
         adapters = statuses(known, current, upstreams, troubles, leaving=leaving, taken=taken)
         observed = replace(observed, adapters=adapters)
         snapshot = compile(self._config, observed, self._snapshot.version + 1)
+        if not _same(snapshot, self._snapshot):
+            self._publish(snapshot)
+            self._snapshot = snapshot
         self._measure(self._observed, observed)
         self._observed, self._current, self._desired = observed, current, MappingProxyType(desired)
-        if not _same(snapshot, self._snapshot):
-            self._snapshot = snapshot
-            self._publish(snapshot)
         for reconciler in self._reconcilers.values():
             reconciler.wake()
         change = next_change(self._config, observed)

@@ -1,0 +1,152 @@
+"""vLLM's list of models and its LoRA endpoints, as a real HTTP server in the test's own loop, with a ledger of its own.
+
+Bodies and codes are those of vLLM 0.32; tests/fakes/fake_vllm.py is the same as a process tree, for engines that are
+run.  What an engine was asked, and in which order, is seen here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+
+class VLLM:
+    """One engine that somebody else runs.
+
+    `asked`: every load and unload, in order, as ("load", name); `listed`: how often it was asked for its list.
+    `refuses`: its worker's error for every load, when there is one.  `forgets`: so many loads that it claims and does
+    not do.  `blind`: it cannot see the gateway's files.  `status`: its answer to everything, when not 0.
+    """
+
+    def __init__(self, base: str = "base", root: str = "/models/base", key: str = "") -> None:
+        self.base = base
+        self.root = root
+        self.key = key
+        self.adapters: dict[str, str] = {}
+        self.asked: list[tuple[str, str]] = []
+        self.listed = 0
+        self.refuses = ""
+        self.forgets = 0
+        self.blind = False
+        self.status = 0
+        self._port = 0
+        self._server: asyncio.Server | None = None
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._happened = asyncio.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}/v1"
+
+    @property
+    def loads(self) -> list[str]:
+        return [name for what, name in self.asked if what == "load"]
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """On the port that it had; what was loaded before is forgotten, as vLLM does."""
+        self.adapters.clear()
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._port = self._server.sockets[0].getsockname()[1]
+
+    async def stop(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            for client in tuple(self._clients):
+                client.transport.abort()
+            await self._server.wait_closed()
+            self._server = None
+
+    async def until(self, condition: Callable[[], bool], within: float = 10.0) -> None:
+        """Waits for a request after which the condition holds."""
+        async with asyncio.timeout(within):
+            while not condition():
+                self._happened.clear()
+                await self._happened.wait()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                while await self._exchange(reader, writer):
+                    pass
+        finally:
+            self._clients.discard(writer)
+            writer.close()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+        start, *lines = head.split("\r\n")[:-2]
+        method, path, _ = start.split(" ")
+        fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        body = await reader.readexactly(int(fields.get("content-length", "0")))
+        if self.status:
+            status, answer = self.status, error("The server is not what it was.", "InternalServerError", self.status)
+        elif self.key and fields.get("authorization") != f"Bearer {self.key}":
+            status, answer = 401, {"error": "Unauthorized"}
+        else:
+            status, answer = self._answer(method, path, json.loads(body or b"{}"))
+        text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+        kind = "text/plain" if isinstance(answer, str) else "application/json"
+        writer.write(b"HTTP/1.1 %d X\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
+            status, kind.encode(), len(text), text
+        ))  # fmt: skip
+        await writer.drain()
+        self._happened.set()
+        return True
+
+    def _answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        match method, path:
+            case "GET", "/v1/models":
+                return 200, self._models()
+            case "POST", "/v1/load_lora_adapter":
+                assert set(body) == {"lora_name", "lora_path"}, "load_inplace must never be sent"
+                self.asked.append(("load", body["lora_name"]))
+                return self._load(body["lora_name"], body["lora_path"])
+            case "POST", "/v1/unload_lora_adapter":
+                self.asked.append(("unload", body["lora_name"]))
+                if self.adapters.pop(body["lora_name"], None) is None:
+                    return 404, error(f"The lora adapter '{body['lora_name']}' cannot be found.", "NotFoundError", 404)
+                return 200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully."
+        return 404, {"detail": "Not Found"}
+
+    def _models(self) -> dict[str, Any]:
+        self.listed += 1
+        common = {"object": "model", "created": 1795461248 + self.listed, "owned_by": "vllm"}
+        cards = [{"id": self.base, **common, "root": self.root, "parent": None, "max_model_len": 2048}]
+        for name, path in self.adapters.items():
+            cards.append({"id": name, **common, "root": path, "parent": self.base, "max_model_len": None})
+        return {"object": "list", "data": cards}
+
+    def _load(self, name: str, path: str) -> tuple[int, Any]:
+        if name in self.adapters:
+            text = f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, …"
+            return 400, error(text, "InvalidUserInput", 400)
+        if self.blind or not (Path(path) / "adapter_config.json").is_file():
+            return 404, error(f"Loading lora {name} failed: No adapter found for {path}", "NotFoundError", 404)
+        if self.refuses:
+            cause = f"Worker failed with error '{self.refuses}'"
+            text = f"Call to add_lora method failed: {cause}, please check the stack trace above for the root cause"
+            return 500, error(text, "InternalServerError", 500)
+        if self.forgets:
+            self.forgets -= 1
+        else:
+            self.adapters[name] = path
+        return 200, f"Success: LoRA adapter '{name}' added successfully."
+
+
+def error(message: str, kind: str, code: int) -> dict[str, Any]:
+    return {"error": {"message": message, "type": kind, "param": None, "code": code}}
