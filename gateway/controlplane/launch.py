@@ -118,7 +118,7 @@ class EngineSpec:
 
 def refused_arguments(args: Iterable[str]) -> list[str]:
     """A sentence for each argument that is the gateway's to set.  vLLM takes `_` for `-` in names."""
-    names = (arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("--"))
+    names = (arg.partition("=")[0].replace("_", "-") for arg in args if arg.startswith("-"))
     return [f"{name} cannot be given: {RESERVED_ARGUMENTS[name]}" for name in names if name in RESERVED_ARGUMENTS]
 
 
