@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import wire
 from tests.fakes.openai_upstream import OpenAIUpstream
 from tests.gateway import running_gateway
+from tests.stolen import Stolen, stolen
 from tests.wire import Reply
 
 #: Canaries: they must turn up nowhere but where they belong.
@@ -100,10 +101,16 @@ class Stream:
 class Rig:
     """A running gateway and what it did."""
 
-    def __init__(self, url: str, ear: _Ear) -> None:
+    def __init__(self, url: str, ear: _Ear, lost: Stolen) -> None:
         self.url = url
+        self._lost = lost
         self.replies: list[Reply] = []
         self._ear = ear
+
+    @property
+    def slack(self) -> float:
+        """Seconds by which anything may be late through no fault of the gateway."""
+        return 2 * self._lost.most
 
     async def chat(self, model: str = "m", *, stream: bool = True, within: float = 10.0, **more: Any) -> Reply:
         """One chat request; `more` goes into its body."""
@@ -250,8 +257,9 @@ async def rig(
             logger.addHandler(ear)
             logger.setLevel(logging.DEBUG)
         try:
-            running = Rig(gateway.url, ear)
-            yield running
+            async with stolen() as lost:
+                running = Rig(gateway.url, ear, lost)
+                yield running
             await _check_accounts(running, upstreams, hops)
         finally:
             for logger, level in zip(loggers, levels, strict=True):

@@ -29,7 +29,7 @@ async def test_a_refused_connection_is_answered_by_the_next_target(
                 took.append(asyncio.get_running_loop().time() - started)
                 assert reply.status == 200
                 assert reply.header("x-gateway-upstream") == "second"
-            assert sorted(took)[repetitions // 2] < 0.05
+            assert sorted(took)[repetitions // 2] < 0.05 + gateway.slack
             assert {line.reason for line in gateway.lines()} == {"completed"}
             assert gateway.lines()[0].attempts == 2
 
@@ -44,7 +44,7 @@ async def test_without_another_target_a_refused_connection_is_a_503_at_once(
         for _ in range(repetitions):
             started = asyncio.get_running_loop().time()
             reply = await gateway.chat(stream=stream)
-            assert asyncio.get_running_loop().time() - started < 0.5
+            assert asyncio.get_running_loop().time() - started < 0.5 + gateway.slack
             assert reply.status == 503
             assert int(reply.header("retry-after") or 0) >= 1
             assert reply.error["code"] in ("upstream_connect", "model_unavailable")
@@ -74,7 +74,7 @@ async def test_a_black_hole_costs_the_connect_time_out_and_no_more(serve: Serve)
             with faults.black_hole(first.port):
                 started = asyncio.get_running_loop().time()
                 alone, both = await asyncio.gather(gateway.chat("first/m"), gateway.chat("both"))
-                assert asyncio.get_running_loop().time() - started < 0.9
+                assert asyncio.get_running_loop().time() - started < 0.9 + gateway.slack
             assert (alone.status, alone.error["code"]) == (503, "upstream_connect")
             assert alone.header("retry-after")
             assert both.text == "One two three four five"

@@ -92,9 +92,8 @@ async def test_the_sdk_raises_where_it_would_have_noticed_nothing(serve: Serve, 
             stream = await client.chat.completions.create(
                 model="m", messages=[{"role": "user", "content": "a"}], stream=True
             )
-            text = ""
+            for word in ("", "One", " two"):
+                assert (await anext(stream)).choices[0].delta.content == word
             with pytest.raises(openai.APIError, match="upstream"):
-                async for chunk in stream:
-                    text += chunk.choices[0].delta.content or ""
-            assert text == "One two"
+                await anext(stream)
             assert len(upstream.ledger) == 1

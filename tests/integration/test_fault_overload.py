@@ -34,7 +34,7 @@ async def test_a_full_queue_is_a_503_at_once(serve: Serve) -> None:
                 await gateway.reaches("gateway_requests_waiting", 1)
                 started = asyncio.get_running_loop().time()
                 reply = await gateway.chat()
-                assert asyncio.get_running_loop().time() - started < 0.1
+                assert asyncio.get_running_loop().time() - started < 0.1 + gateway.slack
                 assert (reply.status, reply.error["code"]) == (503, "overloaded")
                 assert reply.header("retry-after")
                 assert reply.header("x-should-retry") == "true"
@@ -49,7 +49,7 @@ async def test_who_waits_too_long_is_told_so(serve: Serve) -> None:
                 await upstream.attempt(0)
                 started = asyncio.get_running_loop().time()
                 reply = await gateway.chat()
-                assert 0.2 < asyncio.get_running_loop().time() - started < 0.6
+                assert 0.2 < asyncio.get_running_loop().time() - started < 0.6 + gateway.slack
                 assert (reply.status, reply.error["code"]) == (503, "overloaded")
                 assert (await gateway.settled(reply)).reason == "limit"
 
@@ -77,7 +77,7 @@ async def test_the_list_of_models_and_the_probes_do_not_wait(serve: Serve) -> No
                         started = asyncio.get_running_loop().time()
                         assert (await gateway.get(path)).status == 200
                         took.append(asyncio.get_running_loop().time() - started)
-                assert sorted(took)[int(len(took) * 0.95)] < 0.1
+                assert sorted(took)[int(len(took) * 0.95)] < 0.1 + gateway.slack
 
 
 async def test_open_webui_sees_that_it_waits_and_nobody_else_does(serve: Serve) -> None:
