@@ -1,4 +1,4 @@
-"""Makes all that the quick start serves: the engine's environment, the model, two adapters, keys. Each once.
+"""Makes all that the quick start serves: the engine's environment, the model, two adapters, keys; each once.
 
     python3.11 -m deploy.quickstart.prepare
 
@@ -56,7 +56,7 @@ def make_adapters() -> None:
     if not missing:
         return
     done, answers = dict.fromkeys(missing, (0, 1)), dict.fromkeys(missing, "")
-    with Step(f"training the sample adapters {' and '.join(missing)}") as step, ThreadPoolExecutor() as pool:
+    with Step("training the sample adapters") as step, ThreadPoolExecutor() as pool:
 
         def train(name: str) -> None:
             def on_line(line: str) -> None:
