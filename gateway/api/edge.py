@@ -73,7 +73,7 @@ def _is_json(content_type: bytes) -> bool:
 
 def _no_route(method: str, path: str, methods: dict[str, Any] | None) -> GatewayError:
     if methods:
-        return MethodNotAllowed(f"{path} takes {', '.join(sorted(methods))}, not {method[:20]}.")
+        return MethodNotAllowed(f"{path} takes {', '.join(sorted(methods))}, not {method[:20]}.", methods)
     return NotFound(f"There is no {method[:20]} {path[:200]}.")
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from gateway.domain.errors import InvalidRequest, MethodNotAllowed, Refusal, TooLarge
+from gateway.domain.errors import InvalidRequest, Refusal, TooLarge
 
 _ONCE = frozenset({b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"api-key"})
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?")
@@ -49,8 +49,8 @@ def checked_target(method: bytes, version: str, target: bytes, headers: Headers,
     """
     if version not in ("1.1", "1.0"):
         raise InvalidRequest("Only HTTP/1.1 and HTTP/1.0 are spoken here.", code="unsupported_http_version")
-    if method in (b"CONNECT", b"TRACE"):
-        raise MethodNotAllowed("This method is not served.")
+    if method == b"CONNECT":
+        raise InvalidRequest("This is no proxy: CONNECT is not served.", code="unsupported_method")
     if len(target) > limits.max_target_bytes:
         raise target_too_long(limits)
     fields = dict(headers)

@@ -12,6 +12,7 @@ Every error renders to OpenAI's form and to the exception class that the OpenAI 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -126,10 +127,18 @@ class NotFound(Refusal):
 
 
 class MethodNotAllowed(Refusal):
-    """405."""
+    """405.  `allowed`: the methods that the path has (RFC 9110, 15.5.6 wants them in `Allow`)."""
 
     status = 405
     code = "method_not_allowed"
+
+    def __init__(self, message: str, allowed: Iterable[str]) -> None:
+        super().__init__(message)
+        self.allowed = ", ".join(sorted(allowed))
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """With `Allow`."""
+        return [(b"allow", self.allowed.encode("ascii")), *super().headers()]
 
 
 class TooLarge(Refusal):
