@@ -47,8 +47,14 @@ class Running:
             if self.inside is not None:
                 while not self.inside.snapshots.current.ready:
                     await self.inside.snapshots.changed()
-            while (await client.get(f"{self.url}/readyz")).status_code != 200:
+            while not await self._is_ready(client):
                 await asyncio.sleep(0.05)  # another process: there is no event to wait for
+
+    async def _is_ready(self, client: httpx2.AsyncClient) -> bool:
+        try:
+            return (await client.get(f"{self.url}/readyz")).status_code == 200
+        except httpx2.TransportError:  # it does not listen yet
+            return False
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""

@@ -129,7 +129,7 @@ class Answerer:
         envelope = self._envelope(chunk=True) | ({"usage": None} if asked else {})
         for index in range(self.body.get("n") or 1):
             for change, tokens, finish in self._deltas(said):
-                choice = {"index": index, "finish_reason": finish, "logprobs": None}
+                choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": None}
                 if tokens and not said.tool_calls:
                     piece = change.get("content", change.get("text", ""))
                     choice["logprobs"] = self._logprobs(Generation((piece,), ""))

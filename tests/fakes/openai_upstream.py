@@ -285,7 +285,7 @@ class OpenAIUpstream:
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ):
+    ) -> None:
         await self.stop()
         if self._broken and error is None:
             raise self._broken[0]
@@ -296,12 +296,12 @@ class OpenAIUpstream:
             await self._arrived.wait_for(lambda: len(self.ledger) > number)
         return self.ledger[number]
 
-    async def attempt_of(self, model: str, within: float = 5.0) -> Attempt:
-        """The first attempt that asks for this model, as soon as it has arrived."""
+    async def attempt_with(self, text: str, within: float = 5.0) -> Attempt:
+        """The latest attempt whose body holds this text, as soon as it has arrived."""
         async with asyncio.timeout(within), self._arrived:
             while True:
-                for attempt in self.ledger:
-                    if attempt.model == model:
+                for attempt in reversed(self.ledger):
+                    if text.encode() in attempt.request.body:
                         return attempt
                 await self._arrived.wait()
 
@@ -350,17 +350,18 @@ class OpenAIUpstream:
             await exchange.json(rejection.body, rejection.status)
             attempt.end("answered", loop.time())
             return exchange.keep_alive
-        leaving = asyncio.ensure_future(client.left.wait())
+        leaving: asyncio.Future[Any] = asyncio.ensure_future(client.left.wait())
+        both: set[asyncio.Future[Any]] = {playing, leaving}
         try:
-            await asyncio.wait({playing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if playing.done():
                 with suppress(ConnectionError):
                     playing.result()
                     attempt.end("answered", loop.time())
         finally:
-            for future in (playing, leaving):
+            for future in both:
                 future.cancel()
-            await asyncio.gather(playing, leaving, return_exceptions=True)
+            await asyncio.gather(*both, return_exceptions=True)
             if not attempt.over.is_set():
                 attempt.end("left", client.left_at)
         return exchange.keep_alive and not client.left.is_set()

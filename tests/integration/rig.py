@@ -20,7 +20,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests import wire
 from tests.fakes.openai_upstream import OpenAIUpstream
-from tests.gateway import running_gateway
+from tests.gateway import running_gateway, sample
 from tests.stolen import Stolen, stolen
 from tests.wire import Reply
 
@@ -144,20 +144,22 @@ class Rig:
         """The access log so far."""
         return list(self._ear.settled)
 
-    async def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
-        """Sample name → sorted labels → value."""
+    async def _metrics_page(self) -> str:
         page = await wire.get(self.url, "/metrics", [("authorization", f"Bearer {ADMIN_KEY}")])
         assert page.status == 200, page
+        return page.body.decode()
+
+    async def metrics(self) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
+        """Sample name → sorted labels → value."""
         found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}
-        for family in text_string_to_metric_families(page.body.decode()):
-            for sample in family.samples:
-                found.setdefault(sample.name, {})[tuple(sorted(sample.labels.items()))] = sample.value
+        for family in text_string_to_metric_families(await self._metrics_page()):
+            for one in family.samples:
+                found.setdefault(one.name, {})[tuple(sorted(one.labels.items()))] = one.value
         return found
 
     async def total(self, name: str, **labels: str) -> float:
         """The sum over the samples with these labels."""
-        samples = (await self.metrics()).get(name, {})
-        return sum(value for key, value in samples.items() if labels.items() <= dict(key).items())
+        return sample(await self._metrics_page(), name, **labels)
 
     async def reaches(self, gauge: str, value: float, within: float = 5.0) -> None:
         """Returns when a gauge has this value over all its labels."""
@@ -169,10 +171,10 @@ class Rig:
         return await wire.get(self.url, path, AUTH)
 
     @asynccontextmanager
-    async def asking(self, model: str = "m", *, stream: bool = True) -> AsyncIterator[wire.Wire]:
+    async def asking(self, model: str = "m", *, stream: bool = True, **more: Any) -> AsyncIterator[wire.Wire]:
         """A client that has sent its request, and leaves at the end if it has not before."""
         async with wire.connected(self.url) as client:
-            await client.post("/v1/chat/completions", chat(model, stream=stream), AUTH)
+            await client.post("/v1/chat/completions", chat(model, stream=stream, **more), AUTH)
             yield client
 
     @asynccontextmanager
@@ -211,13 +213,14 @@ def configuration(
     kind: str = "openai",
     server: Mapping[str, Any] | None = None,
     poll_interval: float = 3600,
+    log_format: str = "json",
 ) -> dict[str, Any]:
     """A configuration over these upstreams (or base URLs), each with a key of its own.  Where there are several, the
     models of each are also offered under its name: `first/m`."""
     return {
         "server": {"port": 0, **(server or {})},
         "auth": {"admin_key": ADMIN_KEY, "keys": [{"name": "tester", "key": CLIENT_KEY}]},
-        "log": {"level": "debug"},
+        "log": {"level": "debug", "format": log_format},
         "timeouts": dict(timeouts or {}),
         "upstreams": [
             {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 import pytest
 
 from tests import wire
 from tests.fakes import faults
-from tests.fakes.openai_upstream import OpenAIUpstream, Script
+from tests.fakes.openai_upstream import Behaviour, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
 from tests.integration.rig import AUTH, Rig
 from tests.tiers import repeated
@@ -37,28 +38,28 @@ async def in_time(gateway: Rig, check: Callable[[int], Awaitable[float]], repeti
 @repeated(50, 1000)
 async def test_in_the_middle_of_a_stream(serve: Serve, repetitions: int) -> None:
     """F-6: at a random token.  What was received ≤ what is accounted for ≤ what the upstream sent."""
-    models = {f"m{n}": Script(pieces=("t ",) * 100_000, itl=0.002) for n in range(repetitions)}
+    script = Script(pieces=("t ",) * 100_000, itl=0.002)
     chance = random.Random(6)
-    received: dict[str, int] = {}
-    async with OpenAIUpstream(models) as upstream, serve({"one": upstream}) as gateway:
+    received: Counter[str] = Counter()
+    async with OpenAIUpstream({"m": script}) as upstream, serve({"one": upstream}) as gateway:
 
         async def check(number: int) -> float:
-            async with gateway.asking(f"m{number}", stream=True) as client:
-                await client.head()
+            async with gateway.asking() as client:
+                request = dict((await client.head())[1])["x-request-id"]
                 for _ in range(chance.randrange(1, 40)):
-                    received[f"m{number}"] = received.get(f"m{number}", 0) + (await client.chunk() or b"").count(b'"t ')
+                    received[request] += (await client.chunk() or b"").count(b'"t ')
                 left = leave(client, number)
-                attempt = next(attempt for attempt in upstream.ledger if attempt.model == f"m{number}")
+                attempt = next(one for one in upstream.ledger if one.request.header("x-request-id") == request)
                 await asyncio.wait_for(attempt.over.wait(), 2)
                 assert attempt.outcome == "left"
                 return attempt.ended - left
 
         await in_time(gateway, check, repetitions)
         await gateway.quiet()
-        sent = {attempt.model: attempt.tokens for attempt in upstream.ledger}
+        sent = {attempt.request.header("x-request-id"): attempt.tokens for attempt in upstream.ledger}
         for line in gateway.lines():
             assert line.reason == "client_cancel"
-            assert received[line.model] <= line.completion_tokens <= sent[line.model]
+            assert received[line.request_id] <= line.completion_tokens <= sent[line.request_id]
         assert len(gateway.lines()) == repetitions
         assert await gateway.total("gateway_cancellations_total", phase="stream") == repetitions
 
@@ -83,15 +84,15 @@ HALF_AN_ERROR = faults.raw(b"HTTP/1.1 500 No\r\ncontent-length: 99\r\n\r\n{", en
     ids=["headers-stream", "headers-whole", "first-event", "half-an-answer", "stalled-stream", "error-body"],
 )
 async def test_while_the_upstream_is_silent(
-    serve: Serve, behaviour: faults.Behaviour, stream: bool, phase: str, repetitions: int
+    serve: Serve, behaviour: Behaviour, stream: bool, phase: str, repetitions: int
 ) -> None:
     """F-7: before the first byte, during an answer that comes whole, and in a stall."""
-    async with OpenAIUpstream({f"m{n}": behaviour for n in range(repetitions)}) as upstream:
+    async with OpenAIUpstream({"m": behaviour}) as upstream:
         async with serve({"one": upstream}) as gateway:
 
             async def check(number: int) -> float:
-                async with gateway.asking(f"m{number}", stream=stream) as client:
-                    attempt = await upstream.attempt_of(f"m{number}")
+                async with gateway.asking(stream=stream, user=f"number {number}.") as client:
+                    attempt = await upstream.attempt_with(f"number {number}.")
                     if phase == "stream":
                         await client.head()
                         while b" two" not in (await client.chunk() or b" two"):
@@ -115,7 +116,7 @@ async def test_while_the_upstream_is_silent(
 @pytest.mark.parametrize("stream", [True, False])
 async def test_while_it_waits_for_a_place(serve: Serve, stream: bool) -> None:
     """The upstream never hears of it, and the place goes to the next."""
-    models = {"busy": faults.hang, "m": Script()}
+    models: dict[str, Behaviour] = {"busy": faults.hang, "m": Script()}
     async with OpenAIUpstream(models) as upstream:
         async with serve({"one": upstream}, concurrency={"limit": 1, "queue": 100}) as gateway:
             async with gateway.asking("busy", stream=True) as holder:

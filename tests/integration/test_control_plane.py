@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -125,12 +126,17 @@ def shelf(tmp_path: Path) -> Shelf:
 
 
 @asynccontextmanager
-async def controlled(config: Config) -> AsyncIterator[tuple[ControlPlane, Watch]]:
+async def controlled(config: Config, **environ: str) -> AsyncIterator[tuple[ControlPlane, Watch]]:
     """A running control plane; fails if anything of it outlives it."""
     before = asyncio.all_tasks()
     watch = Watch()
     plane = ControlPlane(
-        config, os.environ, publish=watch.publish, in_use=watch.in_use.__getitem__, metrics=watch, grace=GRACE
+        config,
+        {**os.environ, **environ},
+        publish=watch.publish,
+        in_use=watch.in_use.__getitem__,
+        metrics=watch,
+        grace=GRACE,
     )
     await plane.start()
     try:
@@ -254,15 +260,17 @@ async def test_an_adapter_with_nan_is_refused_and_never_reaches_an_engine(shelf:
         assert "holds nan" in row["reason"]
         assert "bad" not in watch.now.routes
         assert vllm.loads == [watch.version("good")]
+        assert len(list((shelf.store / "sha256").iterdir())) == 1, "what is refused is not kept"
 
 
 async def test_a_bad_change_leaves_the_version_before_it_in_service(shelf: Shelf) -> None:
     shelf.put("pirate")
     async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
         await watch.until(lambda: watch.ready("pirate"))
-        version = watch.version("pirate")
+        version, published = watch.version("pirate"), len(watch.seen)
         shelf.put("pirate", lambda craft: craft.config.update(use_dora=True))
         await watch.until(lambda: watch.phases.get(("pirate", "")) == "Failed")
+        assert len(watch.seen) == published, "nothing that serves has changed"
         assert watch.ready("pirate")
         assert watch.version("pirate") == version
         assert [row["phase"] for row in plane.adapters()] == ["Ready", "Failed"]
@@ -272,13 +280,54 @@ async def test_a_bad_change_leaves_the_version_before_it_in_service(shelf: Shelf
 
 
 async def test_an_adapter_for_another_base_is_refused_where_its_shapes_do_not_fit(shelf: Shelf) -> None:
-    def wider(craft: Craft) -> None:
-        craft.factors("model.layers.0.self_attn.q_proj", 8, (128, 128))
-
-    shelf.put("wide", wider)
+    shelf.put("wide", lambda craft: craft.factors("model.layers.0.self_attn.q_proj", 8, (128, 128)))
     async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (_, watch):
         await watch.until(lambda: watch.phases.get(("wide", "")) == "Failed")
         assert vllm.loads == []
+
+
+async def test_shapes_are_compared_with_a_base_model_that_the_engine_has_from_the_hub(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    repository = tmp_path / "hub" / "models--somebody--tiny"
+    (repository / "refs").mkdir(parents=True)
+    (repository / "refs" / "main").write_text("0f" * 20)
+    (repository / "snapshots").mkdir()
+    shelf.base.rename(repository / "snapshots" / ("0f" * 20))
+    shelf.put("wide", lambda craft: craft.factors("model.layers.0.self_attn.q_proj", 8, (128, 128)))
+    shelf.put("right")
+    async with VLLM(root="somebody/tiny") as vllm:
+        config = shelf.config(attached(vllm))
+        async with controlled(config, HF_HUB_CACHE=str(tmp_path / "hub")) as (_, watch):
+            await watch.until(lambda: watch.ready("right") and watch.phases.get(("wide", "")) == "Failed")
+            assert vllm.loads == [watch.version("right")]
+
+
+async def test_an_adapter_waits_for_an_engine_to_be_checked_against(shelf: Shelf) -> None:
+    shelf.put("pirate")
+    vllm = VLLM(root=str(shelf.base))
+    async with vllm:
+        config = shelf.config(attached(vllm))
+    async with controlled(config) as (plane, watch):
+        await watch.until(lambda: watch.phases.get(("pirate", "")) == "Pending")
+        assert "waits for an engine" in plane.adapters()[0]["reason"]
+        async with vllm:
+            await watch.until(lambda: watch.ready("pirate"))
+            assert ("pirate", "") not in watch.phases
+
+
+async def test_an_engine_that_comes_back_with_another_base_model_gets_no_adapter_that_does_not_fit(
+    shelf: Shelf, tmp_path: Path
+) -> None:
+    shelf.put("pirate")
+    async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
+        await watch.until(lambda: watch.ready("pirate"))
+        await vllm.stop()
+        vllm.root = str(write_base(tmp_path / "other", replace(TINY, hidden=128, name="other")))
+        await vllm.start()
+        await watch.until(lambda: watch.phases.get(("pirate", "")) == "Failed", within=30)
+        assert "pirate" not in watch.now.routes
+        assert [row["phase"] for row in plane.adapters()][-1] == "Failed"
 
 
 async def test_a_folder_that_stays_incomplete_is_explained(shelf: Shelf) -> None:
@@ -361,6 +410,11 @@ async def test_an_engine_that_cannot_read_the_store_is_told_apart(shelf: Shelf) 
             assert "must see the adapter store under this very path" in row["reason"]
             assert watch.readiness("pirate") == [Readiness.DOWN]
             assert "pirate" not in watch.now.cards
+            await vllm.stop()
+            await watch.until(lambda: not watch.up["gpu"])
+            vllm.blind = False
+            await vllm.start()
+            await watch.until(lambda: watch.ready("pirate"))
 
 
 async def test_an_engine_that_refuses_a_new_version_keeps_the_old_one(shelf: Shelf) -> None:
@@ -464,13 +518,16 @@ async def test_an_engine_that_has_failed_is_told_and_the_others_go_on(shelf: She
 
 async def test_an_upstream_that_goes_and_comes_back_is_followed(shelf: Shelf) -> None:
     async with VLLM(root=str(shelf.base)) as vllm, OpenAIUpstream() as vendor:
-        config = shelf.config(attached(vllm), {"name": "vendor", "kind": "openai", "base_url": vendor.url})
-        async with controlled(config) as (plane, watch):
+        other = {"name": "vendor", "kind": "openai", "base_url": vendor.url}
+        async with controlled(shelf.config(attached(vllm, hide_after=1), other)) as (plane, watch):
             await watch.until(lambda: watch.ready("base") and watch.ready("m"))
             await vllm.stop()
             plane.suspect("gpu")
             await watch.until(lambda: watch.readiness("base") == [Readiness.DOWN])
+            assert list(watch.now.cards) == ["base", "m"]
+            await watch.until(lambda: list(watch.now.cards) == ["m"])
             assert watch.ready("m")
+            assert "base" in watch.now.routes, "asked for, it is not there now; it does exist"
             assert (
                 "did not answer" in plane.upstreams()[0]["message"] or vllm.url[:-3] in plane.upstreams()[0]["message"]
             )
@@ -491,15 +548,44 @@ async def test_an_upstream_without_a_list_says_why(shelf: Shelf, status: int, st
             assert words in plane.upstreams()[0]["message"]
 
 
+@pytest.mark.parametrize(
+    ("answer", "state", "words"),
+    [
+        pytest.param((200, {"models": []}), "up", "cannot be read", id="no list"),
+        pytest.param((200, "<html>welcome</html>"), "up", "cannot be read", id="a page"),
+        pytest.param((302, ""), "up", "302", id="a redirect"),
+        pytest.param((200, "[" * 200_000), "up", "cannot be read", id="depth"),
+        pytest.param((200, " " * (9 << 20)), "down", "more than 8 MiB", id="size"),
+    ],
+)
+async def test_an_upstream_that_answers_nonsense_is_told_apart_and_harms_nobody(
+    shelf: Shelf, answer: tuple[int, Any], state: str, words: str
+) -> None:
+    async with VLLM() as odd, VLLM(base="good") as good:
+        odd.says["/v1/models"] = answer
+        async with controlled(shelf.config(attached(odd, "odd"), attached(good))) as (plane, watch):
+            await watch.until(lambda: watch.ready("good") and plane.upstreams()[0]["message"])
+            assert plane.upstreams()[0]["state"] == state
+            assert words in plane.upstreams()[0]["message"]
+
+
+async def test_a_list_of_hostile_names_is_bounded(shelf: Shelf) -> None:
+    names = ["fine", "a\nb", "\x1b[31mred", "x" * 257, *(f"m{number}" for number in range(20_000))]
+    async with VLLM() as vllm:
+        vllm.says["/v1/models"] = (200, {"data": [{"id": name} for name in names]})
+        async with controlled(shelf.config(attached(vllm))) as (_, watch):
+            await watch.until(lambda: watch.ready("fine"))
+            assert len(watch.now.routes) == 5000
+            assert all(name.isprintable() and len(name) <= 256 for name in watch.now.routes)
+
+
 async def test_a_list_that_says_nothing_new_publishes_nothing(shelf: Shelf) -> None:
     shelf.put("pirate")
     async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
         await watch.until(lambda: watch.ready("pirate"))
         published, asked = len(watch.seen), vllm.listed
-        for _ in range(3):
-            plane.suspect("gpu")
-            asked += 1
-            await vllm.until(lambda: vllm.listed > asked)  # noqa: B023
+        plane.suspect("gpu")
+        await vllm.until(lambda: vllm.listed >= asked + 2)
         assert len(watch.seen) == published
 
 

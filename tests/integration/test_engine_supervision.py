@@ -24,6 +24,7 @@ import pytest
 from gateway.controlplane.engines import Engine, EngineFailed, EngineSpec, EngineState, EngineStatus, Supervision
 from gateway.domain.secret import Secret
 from tests.fakes.engine_host import FAKE_VLLM
+from tests.processes import alive, bury
 
 OUTER_WARDEN, INNER_WARDEN, API_SERVER, ENGINE_CORE, WORKER = range(5)
 QUICK = Supervision(first_delay=0.02, longest_delay=0.1, deaths=100, boot_poll=0.02)
@@ -81,17 +82,6 @@ async def until(condition: Callable[[], bool], seconds: float) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)
-
-
-def bury(processes: list[psutil.Process]) -> None:
-    """After a failed test: nothing of it stays."""
-    for process in alive(processes):
-        with suppress(psutil.NoSuchProcess):
-            process.kill()
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [p for p in processes if p.is_running() and p.status() != psutil.STATUS_ZOMBIE]
 
 
 async def get(watched: Watched, path: str, key: str | None = None) -> httpx2.Response:
@@ -165,7 +155,7 @@ async def test_an_engine_whose_core_died_is_not_waited_for() -> None:
     async with running(spec()) as watched:
         await ready(watched)
         watched.tree()[ENGINE_CORE].kill()
-        await until(lambda: watched.engine.status.endpoint is None, 1)
+        await until(lambda: watched.engine.status.endpoint is None, 2)
         assert "said that its core is dead" in watched.engine.status.message
 
 
@@ -235,12 +225,12 @@ async def test_an_idle_engine_stops_gently() -> None:
 
 
 async def test_an_engine_that_ignores_sigterm_is_gone_within_the_limit() -> None:
-    async with running(spec("deaf;escape", stop_timeout=1.0)) as watched:
+    async with running(spec("deaf;escape", stop_timeout=3.0)) as watched:
         await ready(watched)
         tree = watched.tree()
         began = time.monotonic()
         await watched.engine.stop()
-        assert 0.5 < time.monotonic() - began < 1.2
+        assert 2.0 < time.monotonic() - began <= 3.0
         assert not alive(tree)
 
 

@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from tests.fakes import faults
-from tests.fakes.openai_upstream import OpenAIUpstream, Script
+from tests.fakes.openai_upstream import Behaviour, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
 from tests.integration.rig import CLIENT_KEY, route
 
@@ -18,7 +18,7 @@ AT_ONCE = 20
 
 
 @pytest.mark.parametrize("fault", [faults.cut, faults.reset])
-async def test_a_cut_after_k_tokens_shows_k_tokens_and_an_error(serve: Serve, fault: faults.Behaviour) -> None:
+async def test_a_cut_after_k_tokens_shows_k_tokens_and_an_error(serve: Serve, fault: Behaviour) -> None:
     """For all k; and never a second attempt, although another target is there."""
     models = {f"cut{k}": Script(pieces=WORDS, after=k, fault=fault) for k in range(LONGEST + 1)}
     async with OpenAIUpstream(models) as first, OpenAIUpstream() as second:
@@ -43,7 +43,7 @@ async def test_a_cut_after_k_tokens_shows_k_tokens_and_an_error(serve: Serve, fa
 @pytest.mark.parametrize("fault", [faults.cut, faults.reset])
 @pytest.mark.parametrize("stream", [True, False])
 async def test_a_cut_before_the_first_byte_goes_to_the_next_target(
-    serve: Serve, fault: faults.Behaviour, stream: bool
+    serve: Serve, fault: Behaviour, stream: bool
 ) -> None:
     for behaviour in (fault, faults.silent_stream_of(fault), faults.raw(b"HTTP/1.1 200 OK\r\ncontent-ty", end=fault)):
         async with OpenAIUpstream({"m": behaviour}) as first, OpenAIUpstream() as second:
@@ -82,7 +82,7 @@ async def test_an_error_event_before_the_first_token_goes_to_the_next_target(ser
 
 
 @pytest.mark.parametrize("fault", [faults.cut, faults.end_without_done, faults.hang])
-async def test_the_sdk_raises_where_it_would_have_noticed_nothing(serve: Serve, fault: faults.Behaviour) -> None:
+async def test_the_sdk_raises_where_it_would_have_noticed_nothing(serve: Serve, fault: Behaviour) -> None:
     script = Script(itl=0.005, after=2, fault=fault)
     async with (
         OpenAIUpstream({"m": script}) as upstream,
@@ -97,3 +97,12 @@ async def test_the_sdk_raises_where_it_would_have_noticed_nothing(serve: Serve, 
             with pytest.raises(openai.APIError, match="upstream"):
                 await anext(stream)
             assert len(upstream.ledger) == 1
+
+
+async def test_completions_and_embeddings_are_held_to_the_same(serve: Serve) -> None:
+    models = {"m": Script(itl=0.005, after=2, fault=faults.cut), "e": faults.cut}
+    async with OpenAIUpstream(models) as upstream, serve({"one": upstream}) as gateway:
+        reply = await gateway.post({"model": "m", "prompt": "a", "stream": True}, "/v1/completions")
+        assert (reply.text, reply.failure["code"]) == ("One two", "upstream_cut")
+        reply = await gateway.post({"model": "e", "input": "a"}, "/v1/embeddings")
+        assert (reply.status, reply.error["code"]) == (502, "upstream_cut")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.fakes import faults
 from tests.fakes.faults import cut, end_without_done, hang, leave_open, raw
-from tests.fakes.openai_upstream import OpenAIUpstream, Script
+from tests.fakes.openai_upstream import Behaviour, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
 
 BROKEN = ("upstream_protocol", "upstream_cut")
@@ -34,7 +34,7 @@ def chunk(data: bytes) -> bytes:
 STEP = 0.005  # seconds between tokens, so that the first ones are with the client before anything goes wrong
 
 #: What comes on the wire after two tokens in good chunks, and how the connection goes on.
-ENDINGS: dict[str, faults.Behaviour] = {
+ENDINGS: dict[str, Behaviour] = {
     "orderly end without [DONE]": end_without_done,
     "orderly end after half an event": raw(chunk(b'data: {"id":'), b"0\r\n\r\n", end=hang),
     "orderly end after half a [DONE]": raw(chunk(b"data: [DON"), b"0\r\n\r\n", end=hang),
@@ -70,7 +70,7 @@ ENDINGS: dict[str, faults.Behaviour] = {
 
 #: Whole answers, from the status line on.
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n"
-WHOLE: dict[str, faults.Behaviour] = {
+WHOLE: dict[str, Behaviour] = {
     "nothing": cut,
     "shorter than its length": raw(HEAD + b"content-length: 500\r\n\r\n" + b'{"choices":[]}'),
     "close within a chunk ": raw(HEAD + b"transfer-encoding: chunked\r\n\r\nff\r\n{"),

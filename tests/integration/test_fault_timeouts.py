@@ -8,7 +8,7 @@ from collections.abc import Awaitable
 import pytest
 
 from tests.fakes import faults
-from tests.fakes.openai_upstream import Attempt, OpenAIUpstream, Script
+from tests.fakes.openai_upstream import Attempt, Behaviour, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
 from tests.integration.rig import route
 from tests.tiers import repeated
@@ -35,7 +35,7 @@ async def closed(attempt: Attempt) -> float:
 @repeated(10, 100)
 @pytest.mark.parametrize("behaviour", [faults.hang, faults.silent_stream])
 async def test_headers_or_events_that_never_come_are_a_504(
-    serve: Serve, behaviour: faults.Behaviour, repetitions: int
+    serve: Serve, behaviour: Behaviour, repetitions: int
 ) -> None:
     async with OpenAIUpstream({"m": behaviour}) as upstream:
         async with serve({"one": upstream}, timeouts={"first_byte": SHORT}) as gateway:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.fakes import faults
-from tests.fakes.openai_upstream import Exchange, OpenAIUpstream, Script
+from tests.fakes.openai_upstream import Behaviour, Exchange, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
 
 #: All that an answer of an upstream may carry on its way to the client.
@@ -115,7 +115,7 @@ async def _trailers(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize("flood", [_many, _endless, _one_long, _long_name, _interim, _long_status, _trailers])
-async def test_a_flood_of_headers_is_cut_off(serve: Serve, flood: faults.Behaviour) -> None:
+async def test_a_flood_of_headers_is_cut_off(serve: Serve, flood: Behaviour) -> None:
     async with OpenAIUpstream({"m": flood}) as upstream, serve({"one": upstream}) as gateway:
         await gateway.chat(within=3)
         tracemalloc.start()

@@ -150,7 +150,7 @@ async def test_a_usage_that_cannot_be_is_counted_anew(serve: Serve, lie: Any, st
 
 @pytest.mark.parametrize("asked", [True, False])
 async def test_a_missing_usage_is_estimated_and_marked(serve: Serve, asked: bool) -> None:
-    options = {"stream_options": {"include_usage": True}} if asked else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
     async with OpenAIUpstream({"m": Script(usage=lambda usage: None)}) as upstream:
         async with serve({"one": upstream}) as gateway:
             reply = await gateway.chat(**options)
@@ -166,7 +166,7 @@ async def test_a_missing_usage_is_estimated_and_marked(serve: Serve, asked: bool
 
 @pytest.mark.parametrize("asked", [True, False])
 async def test_usage_is_always_asked_for_and_shown_only_to_those_who_did(serve: Serve, asked: bool) -> None:
-    options = {"stream_options": {"include_usage": True}} if asked else {}
+    options: dict[str, Any] = {"stream_options": {"include_usage": True}} if asked else {}
     async with OpenAIUpstream() as upstream, serve({"one": upstream}) as gateway:
         reply = await gateway.chat(**options)
         assert upstream.ledger[0].request.json["stream_options"]["include_usage"] is True

@@ -6,16 +6,21 @@ was logged at DEBUG level, in the metrics and in every answer (tests/integration
 
 from __future__ import annotations
 
+import asyncio
 import json
 from contextlib import AsyncExitStack
+from pathlib import Path
 
+import psutil
 import pytest
+import yaml
 
 from tests import wire
 from tests.fakes import faults
 from tests.fakes.openai_upstream import Behaviour, Exchange, OpenAIUpstream, Script
+from tests.gateway import gateway_process
 from tests.integration.conftest import Serve
-from tests.integration.rig import ADMIN_KEY, AUTH, CLIENT_KEY, PROMPT, chat, provider_key, route
+from tests.integration.rig import ADMIN_KEY, AUTH, CLIENT_KEY, PROMPT, chat, configuration, provider_key, route
 
 #: All that the gateway sends of itself; nothing of a client's headers is among it.
 SENT = set("host user-agent accept accept-encoding content-type content-length x-request-id authorization".split())
@@ -165,3 +170,27 @@ async def test_each_origin_sees_its_own_key_and_no_other(serve: Serve) -> None:
                 assert (provider_key(other) in seen) == (other == name)
             assert CLIENT_KEY not in seen
             assert ADMIN_KEY not in seen
+
+
+@pytest.mark.parametrize("form", ["json", "pretty"])
+async def test_a_real_process_keeps_its_secrets_too(tmp_path: Path, form: str) -> None:
+    """As people run it: keys from the environment, all that it writes in one file, its arguments for all to see."""
+    async with OpenAIUpstream({"m": echo(400), "cut": Script(itl=0.005, after=1, fault=faults.cut)}) as upstream:
+        config = configuration({"one": upstream}, log_format=form)
+        secrets = {"ADMIN": ADMIN_KEY, "CLIENT": CLIENT_KEY, "PROVIDER": provider_key("one")}
+        text = yaml.safe_dump(config)
+        for name, value in secrets.items():
+            text = text.replace(value, f"${{{name}}}")
+        with gateway_process(text, tmp_path, secrets) as gateway:
+            assert gateway.process is not None
+            await gateway.ready()
+            for model in ("m", "cut", "other"):
+                reply = await wire.post(gateway.url, "/v1/chat/completions", chat(model), AUTH)
+                assert provider_key("one").encode() not in reply.body
+            shown = " ".join(psutil.Process(gateway.process.pid).cmdline())
+            gateway.process.terminate()
+            await asyncio.to_thread(gateway.process.wait, 10)
+        written = gateway.log.read_text()
+        assert "upstream_cut" in written
+        for secret in (*secrets.values(), PROMPT):
+            assert secret not in written + shown

@@ -12,7 +12,7 @@ import pytest
 from tests import wire
 from tests.fakes import faults
 from tests.fakes.openai_dialect import PIECES
-from tests.fakes.openai_upstream import OpenAIUpstream, Script
+from tests.fakes.openai_upstream import Behaviour, OpenAIUpstream, Script
 
 ASK = [{"role": "user", "content": "Name five numbers."}]
 TOOL = {
@@ -167,7 +167,7 @@ async def test_the_ledger_tells_when_the_client_left(leave: str) -> None:
 @pytest.mark.parametrize(
     ("fault", "complete"), [(faults.cut, False), (faults.reset, False), (faults.end_without_done, True)]
 )
-async def test_a_fault_comes_after_exactly_so_many_tokens(fault: faults.Behaviour, complete: bool) -> None:
+async def test_a_fault_comes_after_exactly_so_many_tokens(fault: Behaviour, complete: bool) -> None:
     async with OpenAIUpstream({"m": Script(after=3, fault=fault)}) as upstream:
         reply = await wire.post(upstream.url, "/v1/chat/completions", {"model": "m", "messages": ASK, "stream": True})
         assert (reply.text, reply.complete, reply.done) == ("One two three", complete, False)
