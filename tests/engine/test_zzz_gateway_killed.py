@@ -7,6 +7,7 @@ import asyncio
 import psutil
 import pytest
 
+from tests.processes import alive, bury
 from tests.real import Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
@@ -23,9 +24,4 @@ async def test_no_process_of_the_engine_survives_a_gateway_that_is_killed(real: 
             while alive(tree):
                 await asyncio.sleep(0.01)
     finally:
-        for process in alive(tree):
-            process.kill()
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+        bury(tree)
