@@ -170,6 +170,12 @@ def _get(summary: str, answer: str, *errors: int, parameters: list[Document] | N
     return {"get": operation}
 
 
+def _open(summary: str, *statuses: int) -> Document:
+    """A route that needs no key, and whose body is the same whatever it says."""
+    answers = {str(status): {"description": summary, "content": _json("Status")} for status in statuses}
+    return {"get": {"summary": summary, "responses": answers}}
+
+
 def _document(title: str, version: str, paths: Document) -> Document:
     return {
         "openapi": "3.1.0",
@@ -192,16 +198,8 @@ def inference(version: str) -> Document:
             "/tokenize": _post("Tokens of a text, by an engine (vLLM).", "TokenizeRequest", stream=False),
             "/v1/models": _get("The models that can be asked for.", "Models", 401),
             "/v1/models/{id}": _get("One model.", "Model", 401, 404, parameters=[model_id]),
-            "/livez": _get("Whether the process is alive.", "Status"),
-            "/readyz": {
-                "get": {
-                    "summary": "Whether a model can be served.",
-                    "responses": {
-                        "200": {"description": "Yes.", "content": _json("Status")},
-                        "503": {"description": "Not yet, or not any more.", "content": _json("Status")},
-                    },
-                }
-            },
+            "/livez": _open("Whether the process is alive.", 200),
+            "/readyz": _open("Whether a model can be served.", 200, 503),
         },
     )
 
