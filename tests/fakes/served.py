@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,10 +30,12 @@ class Served:
     _loop: asyncio.AbstractEventLoop | None = None
     _stop: Stop | None = None
 
-    def ask_to_stop(self) -> None:
+    def ask_to_stop(self, times: int = 1) -> None:
         assert self._loop is not None
         assert self._stop is not None
-        self._loop.call_soon_threadsafe(self._stop.ask)
+        with suppress(RuntimeError):  # the loop is closed: it has stopped already
+            for _ in range(times):
+                self._loop.call_soon_threadsafe(self._stop.ask)
 
 
 @contextmanager
@@ -87,8 +89,6 @@ def served(
             assert server.listening.wait(10)
             yield server
         finally:
-            if not server.ended.is_set():
-                server.ask_to_stop()
-                server.ask_to_stop()
+            server.ask_to_stop(times=2)
             running.result(20)
     assert not server.leftover
