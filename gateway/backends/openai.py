@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import re
-from array import array
 from collections.abc import Mapping
 from typing import Any
 
 import orjson
 
-from gateway.backends import parameters
+from gateway.backends import faults, parameters
 from gateway.backends.base import Answer, Ask, DecodeFault, Discovery, UpstreamRequest
 from gateway.backends.json import rename_model
 from gateway.backends.sse import EventSplitter, EventTooLarge
 from gateway.domain.call import Call, Endpoint
-from gateway.domain.errors import Reason, UpstreamFault
+from gateway.domain.errors import UpstreamFault
 from gateway.domain.listing import ListedModel
 from gateway.domain.snapshot import Target, Upstream
 from gateway.domain.usage import Usage, from_openai
 
 _DONE = b"data: [DONE]\n\n"
 _NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
-_MAX_MESSAGE = 1000  # characters of an upstream's message that are passed on
-#: What an upstream's message may give away: addresses in memory, paths, credentials.
-_TELLTALE = re.compile(
-    r"0x[0-9a-fA-F]{6,}|(?:sk|pk|gw|key|hf|gsk)[-_][A-Za-z0-9_\-]{8,}|Bearer\s+\S+|(?<![\w:/.])/(?:[\w.@+-]+/)+[\w.@+-]*"
-)
-#: Answers that say "not here, not now": another target may do better.
-_RETRYABLE = frozenset({408, 429, 500, 502, 503, 504, 529})
 
 
 class OpenAI:
@@ -68,7 +59,7 @@ class OpenAI:
         except orjson.JSONDecodeError:
             parsed = None
         if not isinstance(parsed, dict):
-            raise _protocol("The upstream's answer is not a JSON object.")
+            raise faults.protocol("The upstream's answer is not a JSON object.")
         if error := parsed.get("error"):
             raise self.fault(call, target, _error_status(error), body)
         return Answer(rename_model(body, parsed, call.model), from_openai(parsed.get("usage")))
@@ -76,27 +67,7 @@ class OpenAI:
     def fault(self, call: Call, target: Target, status: int, body: bytes) -> UpstreamFault:
         """A 4xx is the client's and keeps its message; everything else is ours to explain."""
         message, kind, code, param = _error_fields(body)
-        if status in (401, 403):
-            return UpstreamFault(
-                f"The upstream '{target.upstream}' refused the gateway's key; the operator must mend it.",
-                reason=Reason.UPSTREAM_STATUS, retryable=True, status=502, upstream_status=status, should_retry=False,
-            )  # fmt: skip
-        if status in _RETRYABLE or status >= 500:
-            return UpstreamFault(
-                f"The upstream '{target.upstream}' answered with status {status}."
-                + (" It is over its rate limit; try again shortly." if status == 429 else ""),
-                reason=Reason.UPSTREAM_STATUS, retryable=True, status=status if status in (429, 503, 504) else 502,
-                type="rate_limit_error" if status == 429 else None,
-                code="rate_limit_exceeded" if status == 429 else None, upstream_status=status,
-            )  # fmt: skip
-        if status < 400:
-            return _protocol(f"The upstream answered with status {status}, which is not followed.")
-        return UpstreamFault(
-            _public(message, call, target) or f"The upstream refused the request (status {status}).",
-            reason=Reason.UPSTREAM_STATUS, retryable=False, status=status if status in (404, 409, 413, 422) else 400,
-            type=kind if kind in _PUBLIC_TYPES else "invalid_request_error", code=code or "upstream_refused",
-            param=param, upstream_status=status,
-        )  # fmt: skip
+        return faults.of_status(call, target, status, message, type=kind, code=code, param=param)
 
     def discover(self, upstream: Upstream) -> Discovery:
         """`GET /models`."""
@@ -160,7 +131,7 @@ class OpenAIDecoder:
         try:
             payloads = self._splitter.feed(data)
         except EventTooLarge:
-            raise _protocol("The upstream sent an event of more than 8 MiB.") from None
+            raise faults.protocol("The upstream sent an event of more than 8 MiB.") from None
         return self._relay(payloads)
 
     def end(self) -> None:
@@ -168,10 +139,7 @@ class OpenAIDecoder:
         if not self.finished:
             self._relay(self._splitter.flush())
         if not self.finished and not (self._seen and self._seen == self._finish):
-            raise DecodeFault(
-                "The upstream ended the stream before the answer was complete.",
-                reason=Reason.UPSTREAM_PROTOCOL, retryable=True,
-            )  # fmt: skip
+            raise faults.protocol("The upstream ended the stream before the answer was complete.")
         self.finished = True
 
     def tail(self, usage: Usage, extras: Mapping[str, Any]) -> bytes:
@@ -205,16 +173,16 @@ class OpenAIDecoder:
         try:
             event = orjson.loads(payload)
         except orjson.JSONDecodeError:
-            raise _protocol("The upstream sent an event that is not JSON.") from None
+            raise faults.protocol("The upstream sent an event that is not JSON.") from None
         if not isinstance(event, dict):
-            raise _protocol("The upstream sent an event that is not a JSON object.")
+            raise faults.protocol("The upstream sent an event that is not a JSON object.")
         if event.get("error"):
-            raise _stream_error(event["error"])
+            raise faults.broke_off(_error_status(event["error"]))
         choices = event.get("choices")
         if choices is None and "usage" not in event:
             return b""  # no shape that a client of this API knows
         if choices and not isinstance(choices, list):
-            raise _protocol("The upstream sent choices that are not a list.")
+            raise faults.protocol("The upstream sent choices that are not a list.")
         if (reported := event.get("usage")) is not None:
             usage = from_openai(reported)
             self.usage = usage or self.usage
@@ -227,10 +195,10 @@ class OpenAIDecoder:
         changed = _unfit(event)
         for choice in choices or ():
             if not isinstance(choice, dict):
-                raise _protocol("The upstream sent a choice that is not a JSON object.")
+                raise faults.protocol("The upstream sent a choice that is not a JSON object.")
             index = choice.get("index", 0)
             if not isinstance(index, int):
-                raise _protocol("The upstream sent a choice whose index is not an integer.")
+                raise faults.protocol("The upstream sent a choice whose index is not an integer.")
             self._seen.add(index)
             if choice.get("finish_reason") is not None:
                 self._finish.add(index)
@@ -280,26 +248,9 @@ def _system_role(messages: Any) -> Any:
     return [{**m, "role": "system"} if isinstance(m, dict) and m.get("role") == "developer" else m for m in messages]
 
 
-def _protocol(message: str) -> DecodeFault:
-    return DecodeFault(message, reason=Reason.UPSTREAM_PROTOCOL, retryable=True)
-
-
-def _stream_error(error: Any) -> DecodeFault:
-    """An error event in a stream.  Its text is the upstream's own business; what the client needs is that the answer
-    is not complete and whether asking again makes sense."""
-    status = _error_status(error)
-    return DecodeFault(
-        "The upstream reported an error while it was answering.",
-        reason=Reason.UPSTREAM_STATUS, retryable=status >= 500 or status == 429, upstream_status=status,
-    )  # fmt: skip
-
-
 def _error_status(error: Any) -> int:
     code = error.get("code") if isinstance(error, dict) else None
     return code if isinstance(code, int) and 400 <= code <= 599 else 500
-
-
-_PUBLIC_TYPES = frozenset({"invalid_request_error", "rate_limit_error", "not_found_error"})
 
 
 def _error_fields(body: bytes) -> tuple[str, str | None, str | None, str | None]:
@@ -322,15 +273,6 @@ def _error_fields(body: bytes) -> tuple[str, str | None, str | None, str | None]
     )
 
 
-def _public(message: str, call: Call, target: Target) -> str:
-    """An upstream's message, under the client's model name and without what it must not give away."""
-    if "<html" in message[:500].lower():
-        return ""
-    if target.model != call.model:
-        message = re.sub(rf"(?<![\w.-]){re.escape(target.model)}(?![\w.-])", lambda _: call.model, message)
-    return _TELLTALE.sub("[…]", message[:_MAX_MESSAGE]).strip()
-
-
 def _name(value: object) -> str | None:
     """An error's type, code or parameter, if it is a name and not a text."""
     return value if isinstance(value, str) and _NAME.fullmatch(value) else None
@@ -342,8 +284,3 @@ def _text(value: object) -> str | None:
 
 def _int(value: object) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
-
-
-def as_base64(vector: list[float]) -> str:
-    """An embedding as OpenAI's base64 form: little-endian float32."""
-    return base64.b64encode(array("f", vector).tobytes()).decode("ascii")

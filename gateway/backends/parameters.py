@@ -66,7 +66,7 @@ OLLAMA: Mapping[Endpoint, frozenset[str]] = {
     | frozenset(
         "messages tools tool_choice response_format format logprobs top_logprobs think reasoning_effort user".split()
     ),
-    Endpoint.COMPLETIONS: _OLLAMA_SAMPLING | frozenset("prompt suffix user".split()),
+    Endpoint.COMPLETIONS: _OLLAMA_SAMPLING | frozenset("prompt suffix logprobs user".split()),
     Endpoint.EMBEDDINGS: frozenset("model input dimensions encoding_format user".split()),
 }
 

@@ -28,6 +28,7 @@ class Facts:
     context_length: int | None = None
     tools: bool | None = None
     vision: bool | None = None
+    thinking: bool | None = None
     embedding: bool = False
     created: int | None = None
     parent: str | None = None
@@ -41,6 +42,7 @@ def facts_of(listed: ListedModel, owner: str) -> Facts:
         context_length=listed.context_length,
         tools=listed.tools,
         vision=listed.vision,
+        thinking=listed.thinking,
         embedding=listed.embedding,
         created=listed.created,
     )

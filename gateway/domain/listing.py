@@ -16,5 +16,6 @@ class ListedModel:
     root: str | None = None  # where the engine read it from
     tools: bool | None = None
     vision: bool | None = None
+    thinking: bool | None = None
     embedding: bool = False
     created: int | None = None

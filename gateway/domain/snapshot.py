@@ -100,7 +100,8 @@ class Target:
 
     `model` is the name in the upstream (an engine's `name@sha12` for an adapter); `adapter` is `name@version` when
     an adapter answers.  `note` says why it is not ready, for people.  `strip_tools`: the model cannot use tools, so
-    they are taken out.  `developer_role` false: role `developer` becomes `system`.
+    they are taken out; `strip_thinking`: it does not think, and is not asked to.  `developer_role` false: role
+    `developer` becomes `system`.
     """
 
     upstream: str
@@ -110,6 +111,7 @@ class Target:
     note: str = ""
     parameters: ParameterPolicy = ParameterPolicy()
     strip_tools: bool = False
+    strip_thinking: bool = False
     developer_role: bool = True
     context_length: int | None = None
     price: Price | None = None
