@@ -100,7 +100,7 @@ async def test_the_sdk_raises_where_it_would_have_noticed_nothing(serve: Serve, 
 
 
 async def test_completions_and_embeddings_are_held_to_the_same(serve: Serve) -> None:
-    models = {"m": Script(itl=0.005, after=2, fault=faults.cut), "e": faults.cut}
+    models: dict[str, Behaviour] = {"m": Script(itl=0.005, after=2, fault=faults.cut), "e": faults.cut}
     async with OpenAIUpstream(models) as upstream, serve({"one": upstream}) as gateway:
         reply = await gateway.post({"model": "m", "prompt": "a", "stream": True}, "/v1/completions")
         assert (reply.text, reply.failure["code"]) == ("One two", "upstream_cut")

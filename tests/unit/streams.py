@@ -19,7 +19,8 @@ NEWLINES = {"lf": b"\n", "crlf": b"\r\n", "cr": b"\r"}
 def reference(stream: bytes) -> list[bytes]:
     """The data of each complete event."""
     lines = re.split(b"\r\n|\r|\n", stream.removeprefix(b"\xef\xbb\xbf"))[:-1]
-    events, data = [], []
+    events: list[bytes] = []
+    data: list[bytes] = []
     for line in lines:
         if not line:
             if data:
