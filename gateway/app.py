@@ -15,6 +15,7 @@ from gateway.api.head import EdgeLimits
 from gateway.api.routes import RouteTable
 from gateway.controlplane.config import Config, Server
 from gateway.controlplane.plane import ControlPlane
+from gateway.controlplane.toolparsers import with_tool_parsers
 from gateway.dataplane.pipeline import Pipeline
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.telemetry import logs
@@ -27,6 +28,7 @@ class Gateway:
     """Everything of one running gateway.  `environ` is what engines are given from, scrubbed."""
 
     def __init__(self, config: Config, environ: Mapping[str, str]) -> None:
+        config = with_tool_parsers(config)
         self._config = config
         self.metrics = Metrics()
         self.snapshots = SnapshotHolder()
