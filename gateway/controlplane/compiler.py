@@ -129,8 +129,14 @@ class _Scene:
         self._config = config
         self._observed = observed
         self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
+        self._own_models = {model.id: model for model in config.models}
         self._ours = {adapter.engine_name for adapter in observed.adapters if adapter.version}
         self._routed = [adapter for adapter in observed.adapters if adapter.routed]
+        self._lists = {upstream.name: _listed_by(upstream, self.status(upstream.name)) for upstream in config.upstreams}
+        self._bases = {
+            name: next((model for model in listed.values() if model.parent is None), None)
+            for name, listed in self._lists.items()
+        }
 
     def status(self, upstream: str) -> UpstreamStatus:
         return self._observed.upstreams.get(upstream, _UNSEEN)
@@ -154,14 +160,13 @@ class _Scene:
         shown = [place.facts for place in places if place.listed]
         if not shown:
             return None
-        own = next((model for model in self._config.models if model.id == name), None)
-        return described(shared(shown), own)
+        return described(shared(shown), self._own_models.get(name))
 
     def models(self, upstream: UpstreamSettings) -> Iterator[ListedModel]:
         """What the upstream offers under names of its own: what it lists, no more than it is to offer, without the
         adapters that are the gateway's.  What is configured stands in for a list that never came."""
         status = self.status(upstream.name)
-        listed = {id: model for id, model in _listed_by(upstream, status).items() if id not in self._ours}
+        listed = {id: model for id, model in self._lists[upstream.name].items() if id not in self._ours}
         if upstream.models is None:
             yield from listed.values()
             return
@@ -186,7 +191,7 @@ class _Scene:
 
     def _named(self, upstream: UpstreamSettings, name: str) -> _Offer:
         status = self.status(upstream.name)
-        if (model := _find(_listed_by(upstream, status), upstream, name)) is not None:
+        if (model := _find(self._lists[upstream.name], upstream, name)) is not None:
             return self._listed(upstream, replace(model, id=name))
         place = self._listed(upstream, ListedModel(name))
         if status.state is UpstreamState.UP and _knows_all(upstream, status):
@@ -235,7 +240,7 @@ class _Scene:
 
     def _adapter(self, upstream: UpstreamSettings, adapter: AdapterStatus) -> _Offer:
         status = self.status(upstream.name)
-        base = next((m for m in _listed_by(upstream, status).values() if m.parent is None), None)
+        base = self._bases[upstream.name]
         inherited = _facts(upstream, base) if base is not None else Facts(upstream.name)
         facts = replace(
             inherited,
@@ -264,6 +269,7 @@ def _target(upstream: UpstreamSettings, model: str, policy_of: str, facts: Facts
         model,
         parameters=upstream.policy_for(policy_of),
         strip_tools=facts.tools is False,
+        strip_thinking=facts.thinking is False,
         developer_role=upstream.knows_developer_role,
         context_length=facts.context_length,
         price=None if override is None else _price(override),

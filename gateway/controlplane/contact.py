@@ -13,11 +13,16 @@ import httpx2
 from gateway.domain.snapshot import Upstream
 
 _MAX_ANSWER = 8 << 20  # bytes; the longest model list that is known (OpenRouter's) has about 1 MiB
+_CONNECT = 3.0  # seconds
 _KEEP_ALIVE = 1.0  # seconds: a connection serves the requests of one round and is never found dead in the next
 
 
 class Unanswered(Exception):
     """No whole answer came.  The text says why, for the operator: it may name addresses, never credentials."""
+
+
+class Slow(Unanswered):
+    """It took the connection and did not answer in time, which a busy server does as well as a dead one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +55,7 @@ class Contact:
     async def request(self, method: str, path: str, body: bytes | None = None, *, within: float = 5.0) -> Reply:
         """Sends one request to `path` (query included) below the origin; `within` bounds the whole of it, in seconds.
 
-        Raises Unanswered.
+        Raises Unanswered, of which Slow is one.
         """
         if self._client is None:
             self._client = self._open()
@@ -68,8 +73,10 @@ class Contact:
                         raise Unanswered(f"{self._origin} answers with more than {_MAX_ANSWER >> 20} MiB")
                     parts.append(part)
                 return Reply(response.status_code, b"".join(parts))
-        except (TimeoutError, httpx2.TimeoutException):
-            raise Unanswered(f"{self._origin} did not answer within {within:g} s") from None
+        except TimeoutError:
+            raise Slow(f"{self._origin} did not answer within {within:g} s") from None
+        except httpx2.ConnectTimeout:
+            raise Unanswered(f"{self._origin} took no connection within {_CONNECT:g} s") from None
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Unanswered(f"{self._origin}: {error or type(error).__name__}") from error
 
@@ -81,7 +88,7 @@ class Contact:
                 **{name: value.reveal() for name, value in self._upstream.headers},
             },
             verify=_tls(self._upstream),
-            timeout=None,  # each request is bounded as a whole
+            timeout=httpx2.Timeout(None, connect=_CONNECT),  # the rest is bounded as a whole
             limits=httpx2.Limits(max_connections=4, keepalive_expiry=_KEEP_ALIVE),
             follow_redirects=False,
             trust_env=False,

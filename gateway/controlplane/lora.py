@@ -92,4 +92,4 @@ def _message(reply: Reply) -> str:
         error = parsed.get("error", parsed)
         found = error.get("message") or error.get("detail") if isinstance(error, dict) else error
         text = found if isinstance(found, str) else text
-    return " ".join(text.split())[:_MAX_REASON]
+    return "".join(c if c.isprintable() else " " for c in text[:_MAX_REASON]).strip()

@@ -38,7 +38,7 @@ class UpstreamStatus:
 
     `models`: the last list that it gave, kept while it is down.  `since`: when it came into this state.
     `endpoint`: where it listens, for an engine that the gateway runs.  `message` is for the operator; `progress`, what
-    an engine does while it boots, for everybody.
+    an engine does while it boots, for everybody.  `held`: the adapters that the engine has now, by their names in it.
     """
 
     state: UpstreamState
@@ -47,13 +47,11 @@ class UpstreamStatus:
     progress: str = ""
     models: tuple[ListedModel, ...] = ()
     endpoint: EngineEndpoint | None = None
+    held: frozenset[str] = field(init=False)
 
-    @property
-    def held(self) -> frozenset[str]:
-        """The adapters that the engine lists now, by their names in the engine."""
-        if self.state is not UpstreamState.UP:
-            return frozenset()
-        return frozenset(model.id for model in self.models if model.parent is not None)
+    def __post_init__(self) -> None:
+        adapters = (model.id for model in self.models if model.parent is not None)
+        object.__setattr__(self, "held", frozenset(adapters if self.state is UpstreamState.UP else ()))
 
 
 class Phase(StrEnum):

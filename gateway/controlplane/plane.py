@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
@@ -28,9 +28,9 @@ from gateway.controlplane.engines import Engine, EngineMetrics, EngineState, Eng
 from gateway.controlplane.observed import AdapterStatus, Observed, UpstreamState, UpstreamStatus
 from gateway.controlplane.probes import Probe, Seen
 from gateway.controlplane.reconciler import Reconciler, View
-from gateway.controlplane.registry import Host, Registry, hub_cache
+from gateway.controlplane.registry import Registry, hub_cache
 from gateway.controlplane.sizing import engine_spec
-from gateway.controlplane.versions import Version, point, statuses, wanted
+from gateway.controlplane.versions import Host, Version, all_held_against, held_against, point, statuses, wanted
 from gateway.domain.snapshot import EMPTY, Snapshot
 
 log = logging.getLogger("gateway.plane")
@@ -78,7 +78,7 @@ class ControlPlane:
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._engines: dict[str, Engine] = {}
-        self._store = config.adapters.store.resolve()
+        self._store = os.path.join(config.adapters.store.resolve(), "")
         self._registry = Registry(
             config.adapters, changed=self._changed.set, clock=time.monotonic, hub=hub_cache(environ)
         )
@@ -112,6 +112,7 @@ class ControlPlane:
         self._observed = Observed(unseen, started=int(time.time()))
         self._current: Mapping[str, Version] = MappingProxyType({})
         self._desired: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+        self._hosted: Mapping[str, Host] = MappingProxyType({})
 
     async def start(self) -> None:
         """Starts everything.  Returns when a snapshot is published; engines boot on, and upstreams are asked."""
@@ -149,16 +150,13 @@ class ControlPlane:
         rows = []
         for upstream in self._config.upstreams:
             status = self._observed.upstreams[upstream.name]
-            routes = self._snapshot.routes.values()
             rows.append(
                 {
                     "name": upstream.name,
                     "kind": upstream.kind,
                     "state": status.state.value,
                     "message": status.progress or status.message,
-                    "models": [
-                        route.model for route in routes if any(t.upstream == upstream.name for t in route.targets)
-                    ],
+                    "models": [name for name in self._snapshot.cards if self._answers(upstream.name, name)],
                     "engine": self._engine_row(upstream.name),
                 }
             )
@@ -219,10 +217,12 @@ class ControlPlane:
         Nothing of it is kept unless the whole succeeds: what the reconcilers work towards is what is published.
         """
         upstreams = {upstream.name: self._observe(upstream) for upstream in self._config.upstreams}
-        self._registry.place(self._hosts())
-        known = self._registry.known
+        hosts = self._hosts()
+        self._registry.place(hosts)
+        known = all_held_against(self._registry.known, hosts)
+        before = {name: held_against(version, hosts) for name, version in self._current.items()}
         troubles = {name: reconciler.troubles for name, reconciler in self._reconcilers.items()}
-        current = point(self._current, known, upstreams, troubles)
+        current = point(before, known, upstreams, troubles)
         desired = {name: wanted(name, known, current) for name in self._reconcilers}
         observed = Observed(MappingProxyType(upstreams), (), time.monotonic(), self._observed.started)
         everywhere = {adapter for adapters in desired.values() for adapter in adapters}
@@ -235,7 +235,7 @@ class ControlPlane:
             self._publish(snapshot)
             self._snapshot = snapshot
         self._measure(self._observed, observed)
-        self._observed, self._current, self._desired = observed, current, MappingProxyType(desired)
+        self._observed, self._current, self._desired, self._hosted = observed, current, desired, hosts
         for reconciler in self._reconcilers.values():
             reconciler.wake()
         change = next_change(self._config, observed)
@@ -269,10 +269,13 @@ class ControlPlane:
 
     def _view(self, upstream: UpstreamSettings) -> View | None:
         """What the reconciler of this upstream is to do.  The list is the probe's newest; what is wanted is what was
-        published, so that nothing is unloaded that a request may still be sent to."""
-        status = self._observed.upstreams.get(upstream.name)
+        published, so that nothing is unloaded that a request may still be sent to.  None also while what was published
+        was meant for another base model."""
+        status = self._observed.upstreams[upstream.name]
         seen = self._probes[upstream.name].seen
-        if status is None or status.state is not UpstreamState.UP or seen.state is not UpstreamState.UP:
+        if status.state is not UpstreamState.UP or seen.state is not UpstreamState.UP:
+            return None
+        if self._hosts().get(upstream.name) != self._hosted.get(upstream.name):
             return None
         record = upstream_record(self._config, upstream, status.endpoint)
         listed = frozenset(model.id for model in seen.models if model.parent is not None)
@@ -283,7 +286,7 @@ class ControlPlane:
         return frozenset(
             model.id
             for model in self._probes[upstream].seen.models
-            if model.parent is not None and model.root is not None and Path(model.root).is_relative_to(self._store)
+            if model.parent is not None and model.root is not None and model.root.startswith(self._store)
         )
 
     def _measure(self, before: Observed, now: Observed) -> None:
@@ -293,6 +296,9 @@ class ControlPlane:
         gone = dict.fromkeys(_phases(before.adapters).keys() - phases.keys(), "")
         for (name, version), phase in {**gone, **phases}.items():
             self._metrics.adapter_state(name, version, phase)
+
+    def _answers(self, upstream: str, model: str) -> bool:
+        return any(target.upstream == upstream for target in self._snapshot.routes[model].targets)
 
     def _engine_row(self, name: str) -> dict[str, Any] | None:
         engine = self._engines.get(name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from gateway.backends.base import Discovery
-from gateway.controlplane.contact import Contact, Unanswered
+from gateway.controlplane.contact import Contact, Slow, Unanswered
 from gateway.controlplane.observed import UpstreamState
 from gateway.domain.errors import GatewayError
 from gateway.domain.listing import ListedModel
@@ -18,8 +18,11 @@ log = logging.getLogger("gateway.probes")
 
 _ROUND = 30.0  # seconds for all requests of one round
 _FAILURES = 2  # in a row, before an upstream counts as down: one lost packet must not take a model away
+_SLOW_FAILURES = 6  # the same where it is only slow: under load an engine may answer requests and hardly a probe
 _FIRST_RETRY = 1.0  # seconds after a failure; doubled with each further one, up to the interval
 _SUSPICION_GAP = 0.25  # seconds between two rounds, however many requests complain
+_MAX_MODELS = 5000  # of one upstream
+_MAX_NAME = 256  # characters of a model's name
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class Seen:
 
 
 class NoList(Exception):
-    """It answers, but not with a list of models."""
+    """It answers, but not with a list of models.  The text says why and what to do."""
 
 
 class Probe:
@@ -119,35 +122,38 @@ class Probe:
     async def _round(self, contact: Contact, upstream: Upstream) -> None:
         awaited, self._awaited = self._awaited, []
         try:
-            seen, failed = await self._ask(contact, upstream)
+            seen, patience = await self._ask(contact, upstream)
             if upstream is self._upstream:
-                self._conclude(seen, failed)
+                self._conclude(seen, patience)
         finally:
             self._ended = asyncio.get_running_loop().time()
             _resolve(awaited)
 
-    def _conclude(self, seen: Seen, failed: bool) -> None:
+    def _conclude(self, seen: Seen, patience: int) -> None:
+        failed = patience > 0
         self._failures = self._failures + 1 if failed else 0
         delay = min(self._interval, _FIRST_RETRY * 2 ** min(self._failures - 1, 10)) if failed else self._interval
         self._due = asyncio.get_running_loop().time() + delay * self._jitter()
-        if failed and self._failures < _FAILURES:
+        if self._failures < patience and self.seen.state is not UpstreamState.DOWN:
             log.info("upstream %s failed a probe: %s", self.name, seen.message)
         else:
             self._see(seen)
 
-    async def _ask(self, contact: Contact, upstream: Upstream) -> tuple[Seen, bool]:
-        """One round: what was seen, and whether that is a failure."""
+    async def _ask(self, contact: Contact, upstream: Upstream) -> tuple[Seen, int]:
+        """One round: what was seen, and how many of its kind in a row count; 0: it is no failure."""
         try:
             async with asyncio.timeout(_ROUND):
                 models = _steady(self.seen.models, await models_of(contact, self._discover(upstream)))
         except TimeoutError:
-            return self._down(f"its list of models took more than {_ROUND:g} s"), True
+            return self._down(f"its list of models took more than {_ROUND:g} s"), _SLOW_FAILURES
+        except Slow as error:
+            return self._down(str(error)), _SLOW_FAILURES
         except Unanswered as error:
-            return self._down(str(error)), True
+            return self._down(str(error)), _FAILURES
         except NoList as error:
             # It lives; whether it serves, the next request shows.
-            return Seen(UpstreamState.UP, str(error), self.seen.models), False
-        return Seen(UpstreamState.UP, "", models), False
+            return Seen(UpstreamState.UP, str(error), self.seen.models), 0
+        return Seen(UpstreamState.UP, "", models), 0
 
     def _down(self, message: str) -> Seen:
         return Seen(UpstreamState.DOWN, message, self.seen.models)
@@ -207,11 +213,14 @@ def _refusal(status: int, path: str) -> Exception:
 
 
 def _steady(before: Iterable[ListedModel], now: Iterable[ListedModel]) -> tuple[ListedModel, ...]:
-    """The new list with the first `created` that each model had: vLLM gives the time of the request, and a list that
-    differs in nothing else is no change.  The first of equal ids counts."""
+    """The new list, bounded, with the first `created` that each model had: vLLM gives the time of the request, and a
+    list that differs in nothing else is no change.  The first of equal names counts."""
     created = {model.id: model.created for model in before}
-    unique = {model.id: model for model in reversed(list(now))}
-    return tuple(replace(model, created=created.get(model.id, model.created)) for model in reversed(unique.values()))
+    unique: dict[str, ListedModel] = {}
+    for model in now:
+        if len(model.id) <= _MAX_NAME and model.id.isprintable() and len(unique) < _MAX_MODELS:
+            unique.setdefault(model.id, replace(model, created=created.get(model.id, model.created)))
+    return tuple(unique.values())
 
 
 def _resolve(awaited: Iterable[asyncio.Future[None]]) -> None:

@@ -158,12 +158,13 @@ class Reconciler:
                 return self._pause(holding, now)
             # One at a time: each is confirmed by the engine's own list before the next is decided on.
             if not await self._apply(actions[0], view.upstream):
-                break
+                return _DRIFT
+        self._upstream = None
         return _DRIFT
 
     def _observe(self, view: View) -> Holding:
         if view.upstream != self._upstream:
-            self._upstream = view.upstream  # a new life of the engine: what it refused before says nothing
+            self._upstream = view.upstream  # perhaps a new life of the engine: what it refused before says nothing
             self._forgive(list(self._failures))
         self._forgive([a for a in self._failures if a not in view.desired and a not in view.ours])
         self._forgive([a for a in self._failures if a in view.desired and a in view.listed])

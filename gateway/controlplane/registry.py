@@ -30,7 +30,7 @@ from adapters import (
 )
 from gateway.controlplane.config import Adapters
 from gateway.controlplane.observed import Phase
-from gateway.controlplane.versions import Known, Version
+from gateway.controlplane.versions import Host, Known, Version
 
 log = logging.getLogger("gateway.adapters")
 
@@ -38,43 +38,41 @@ _RETRY = 30.0  # seconds after which a content is tried again that failed for a 
 _STUCK = 5.0  # seconds after which a folder without all files is no longer taken for one that is being written
 
 
-@dataclass(frozen=True, slots=True)
-class Host:
-    """What an engine asks of an adapter.  `model`: its base model, as a folder or a name on the Hugging Face hub;
-    `max_lora_rank` None: not known."""
-
-    model: str
-    max_lora_rank: int | None = None
-
-
 class Unfit(Exception):
     """No engine would serve it rightly.  The text says why, with what to do."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Judged:
-    """What a content was found to be, against which hosts."""
+class _Hosts:
+    """The engines at the beginning of a round, and where their base models are on this machine."""
 
+    placed: Mapping[str, Host]
+    bases: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What a content was found to be on each upstream's engine."""
+
+    hosts: _Hosts
     verdicts: Mapping[str, Verdict]
 
-    @property
-    def fits(self) -> tuple[str, ...]:
-        return tuple(upstream for upstream, verdict in self.verdicts.items() if verdict.ok)
-
-    @property
-    def reason(self) -> str:
-        reasons = {u: "; ".join(map(str, v.errors)) for u, v in self.verdicts.items() if not v.ok}
+    def require_fit(self) -> None:
+        """Raises Unfit unless it fits somewhere."""
+        if any(verdict.ok for verdict in self.verdicts.values()):
+            return
+        reasons = {upstream: "; ".join(map(str, verdict.errors)) for upstream, verdict in self.verdicts.items()}
         if len(set(reasons.values())) == 1:
-            return next(iter(reasons.values()))
-        return " | ".join(f"on {upstream}: {reason}" for upstream, reason in reasons.items())
+            raise Unfit(next(iter(reasons.values())))
+        raise Unfit(" | ".join(f"on {upstream}: {reason}" for upstream, reason in reasons.items()))
 
     def version(self, name: str, digest: str, path: Path) -> Version:
-        """Raises Unfit."""
-        if not self.fits:
-            raise Unfit(self.reason)
+        """The version that it makes.  Raises Unfit."""
+        self.require_fit()
+        fits = {upstream: self.hosts.placed[upstream] for upstream, verdict in self.verdicts.items() if verdict.ok}
         found = next(verdict.inspection for verdict in self.verdicts.values() if verdict.ok)
         rank, base = (found.rank, found.manifest.base_model or "") if found is not None else (0, "")
-        return Version(name, digest, str(path), base, rank, self.fits)
+        return Version(name, digest, str(path), base, rank, MappingProxyType(fits))
 
 
 class Registry:
@@ -97,7 +95,7 @@ class Registry:
         self._bases: dict[str, BaseModel] = {}
         self._before: Scan | None = None
         self._contents: dict[str, _Content] = {}
-        self._fitted: dict[str, Mapping[str, Host]] = {}  # name → the hosts that its offered version was held against
+        self._fitted: dict[str, _Hosts] = {}  # name → the hosts that its offered version was held against
         self._incomplete: dict[str, tuple[FolderState, float]] = {}  # name → what is there, and since when
         self._wake = asyncio.Event()
 
@@ -141,12 +139,12 @@ class Registry:
             if entry.offered is not None and self._fitted[name] != hosts:
                 await self._judge_again(entry, entry.offered, hosts)
 
-    def _survey(self, hosts: Mapping[str, Host]) -> tuple[Scan, Mapping[str, Host]]:
-        """The folders, and the hosts with their base models as folders where these are on this machine by now."""
-        located = {name: replace(host, model=locate(host.model, self._hub)) for name, host in hosts.items()}
-        return scan(self._settings.sources), located
+    def _survey(self, placed: Mapping[str, Host]) -> tuple[Scan, _Hosts]:
+        """The folders, and the hosts with their base models where these are on this machine by now."""
+        bases = {upstream: locate(host.model, self._hub) for upstream, host in placed.items()}
+        return scan(self._settings.sources), _Hosts(placed, bases)
 
-    def _taken(self, hosts: Mapping[str, Host]) -> Mapping[str, str]:
+    def _taken(self, hosts: _Hosts) -> Mapping[str, str]:
         """Name → fingerprint of the content that needs no second look; "" for one that does."""
         now = self._clock()
         return {
@@ -166,10 +164,10 @@ class Registry:
                 self._set(Known(folder.name, phase=Phase.PENDING, reason="its folder is still being written"))
         return [folder for folder, since in self._incomplete.values() if now - since >= _STUCK]
 
-    async def _take_up(self, folder: FolderState, hosts: Mapping[str, Host]) -> None:
+    async def _take_up(self, folder: FolderState, hosts: _Hosts) -> None:
         name = folder.name
         entry = self.known.get(name, Known(name))
-        if not hosts:
+        if not hosts.placed:
             waits = "waits for an engine: none that takes adapters is configured or was reached yet"
             self._set(replace(entry, phase=Phase.PENDING, reason=waits))
             return
@@ -188,7 +186,7 @@ class Registry:
             log.info("adapter %s: version %s fits %s", name, version.version, ", ".join(version.upstreams))
             self._set(Known(name, version))
 
-    async def _judge_again(self, entry: Known, version: Version, hosts: Mapping[str, Host]) -> None:
+    async def _judge_again(self, entry: Known, version: Version, hosts: _Hosts) -> None:
         """Other engines than before, or other limits: the same content may fit others, or none."""
         path = Path(version.path)
         try:
@@ -201,23 +199,23 @@ class Registry:
             self._fitted[version.name] = hosts
             self._set(replace(entry, offered=version))
 
-    def _add(self, folder: FolderState, hosts: Mapping[str, Host]) -> Version:
+    def _add(self, folder: FolderState, hosts: _Hosts) -> Version:
         if self._store is None:
             self._store = AdapterStore.open(self._settings.store)
         judged: list[_Judged] = []
 
         def accept(copy: Path) -> None:
             judged.append(self._judge(copy, hosts))
-            if not judged[0].fits:
-                raise Unfit(judged[0].reason)
+            judged[0].require_fit()
 
         stored = self._store.add(folder.path, accept)
         return judged[0].version(folder.name, stored.digest, stored.path)
 
-    def _judge(self, path: Path, hosts: Mapping[str, Host]) -> _Judged:
-        """Against each host; equal ones once."""
-        by_host = {host: check(path, self._base(host.model), host.max_lora_rank) for host in set(hosts.values())}
-        return _Judged({upstream: by_host[host] for upstream, host in hosts.items()})
+    def _judge(self, path: Path, hosts: _Hosts) -> _Judged:
+        """On each engine; equal ones are asked once."""
+        asked = {upstream: (hosts.bases[upstream], host.max_lora_rank) for upstream, host in hosts.placed.items()}
+        verdicts = {(base, limit): check(path, self._base(base), limit) for base, limit in set(asked.values())}
+        return _Judged(hosts, {upstream: verdicts[question] for upstream, question in asked.items()})
 
     def _base(self, model: str) -> BaseModel | None:
         if model not in self._bases:
@@ -254,10 +252,10 @@ class _Content:
     now, or at `retry_at` when something else was in the way."""
 
     fingerprint: str
-    refused_by: Mapping[str, Host] | None = None
+    refused_by: _Hosts | None = None
     retry_at: float | None = None
 
-    def settled(self, hosts: Mapping[str, Host], now: float) -> bool:
+    def settled(self, hosts: _Hosts, now: float) -> bool:
         if self.retry_at is not None:
             return now < self.retry_at
         return self.refused_by is None or self.refused_by == hosts

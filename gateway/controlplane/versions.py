@@ -7,22 +7,36 @@ is a new version, and only what the plain name points to moves.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 from gateway.controlplane.observed import AdapterStatus, Phase, UpstreamState, UpstreamStatus
 
 
 @dataclass(frozen=True, slots=True)
+class Host:
+    """What an engine asks of an adapter.  `model`: its base model, as a folder or a name on the Hugging Face hub;
+    `max_lora_rank` None: not known."""
+
+    model: str
+    max_lora_rank: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Version:
-    """An adapter of one content, in the store.  `upstreams`: whose base model it fits."""
+    """An adapter of one content, in the store.  `fits`: upstream → the host that it was found to fit there."""
 
     name: str
     digest: str
     path: str
     base: str
     rank: int
-    upstreams: tuple[str, ...]
+    fits: Mapping[str, Host]
+
+    @property
+    def upstreams(self) -> tuple[str, ...]:
+        """Where it may be loaded."""
+        return tuple(self.fits)
 
     @property
     def version(self) -> str:
@@ -44,6 +58,27 @@ class Known:
     offered: Version | None = None
     phase: Phase | None = None
     reason: str = ""
+
+
+def held_against(version: Version, hosts: Mapping[str, Host]) -> Version:
+    """The version where it still fits: an upstream whose engine now has another base model may be sent nothing that
+    was not judged for it."""
+    fits = {
+        upstream: judged
+        for upstream, judged in version.fits.items()
+        if (host := hosts.get(upstream)) is not None
+        and host.model == judged.model
+        and (host.max_lora_rank is None or version.rank <= host.max_lora_rank)
+    }
+    return version if fits == version.fits else replace(version, fits=fits)
+
+
+def all_held_against(known: Mapping[str, Known], hosts: Mapping[str, Host]) -> Mapping[str, Known]:
+    """`held_against` for every version that is offered."""
+    return {
+        name: entry if entry.offered is None else replace(entry, offered=held_against(entry.offered, hosts))
+        for name, entry in known.items()
+    }
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +211,8 @@ def _leaving(adapter: str) -> AdapterStatus:
 
 
 def _waits_for(version: Version, upstreams: Mapping[str, UpstreamStatus]) -> str:
+    if not version.upstreams:
+        return "is checked again: the base models are others now"
     away = [n for n in version.upstreams if n in upstreams and upstreams[n].state is not UpstreamState.UP]
     return f"waits for {', '.join(f'{name} ({upstreams[name].state})' for name in away)}" if away else ""
 

@@ -21,6 +21,7 @@ class VLLM:
     `asked`: every load and unload, in order, as ("load", name); `listed`: how often it was asked for its list.
     `refuses`: its worker's error for every load, when there is one.  `forgets`: so many loads that it claims and does
     not do.  `blind`: it cannot see the gateway's files.  `status`: its answer to everything, when not 0.
+    `says`: path → status and body of an answer of the test's own.
     """
 
     def __init__(self, base: str = "base", root: str = "/models/base", key: str = "") -> None:
@@ -34,6 +35,7 @@ class VLLM:
         self.forgets = 0
         self.blind = False
         self.status = 0
+        self.says: dict[str, tuple[int, Any]] = {}
         self._port = 0
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
@@ -97,6 +99,8 @@ class VLLM:
             status, answer = self.status, error("The server is not what it was.", "InternalServerError", self.status)
         elif self.key and fields.get("authorization") != f"Bearer {self.key}":
             status, answer = 401, {"error": "Unauthorized"}
+        elif path in self.says:
+            status, answer = self.says[path]
         else:
             status, answer = self._answer(method, path, json.loads(body or b"{}"))
         text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 
 from gateway.controlplane.observed import Phase, UpstreamState, UpstreamStatus
-from gateway.controlplane.versions import Known, LoadTrouble, Version, point, statuses, wanted
+from gateway.controlplane.versions import Host, Known, LoadTrouble, Version, held_against, point, statuses, wanted
 from gateway.domain.listing import ListedModel
+
+HOST = Host("/models/base", 16)
 
 
 def version(digit: str, *upstreams: str, name: str = "pirate") -> Version:
-    return Version(name, digit * 64, f"/store/{digit}", "base", 8, upstreams or ("a",))
+    return Version(name, digit * 64, f"/store/{digit}", "base", 8, dict.fromkeys(upstreams or ("a",), HOST))
 
 
 def holding(*versions: Version, state: UpstreamState = UpstreamState.UP) -> UpstreamStatus:
@@ -104,3 +106,19 @@ def test_an_adapter_cannot_take_the_name_of_a_model() -> None:
     (row,) = statuses(KNOWN, {"pirate": NEW}, {"a": holding(NEW)}, {}, taken={"pirate"})
     assert (row.phase, row.routed) == (Phase.FAILED, False)
     assert "rename" in row.reason
+
+
+@pytest.mark.parametrize(
+    ("host", "fits"),
+    [
+        (HOST, True),
+        (Host("/models/base"), True),
+        (Host("/models/base", 8), True),
+        (Host("/models/base", 4), False),
+        (Host("/models/other", 16), False),
+        (None, False),
+    ],
+)
+def test_a_version_fits_only_the_engine_that_it_was_judged_for(host: Host | None, fits: bool) -> None:
+    now = {"b": HOST} if host is None else {"a": host, "b": HOST}
+    assert held_against(OLD, now).upstreams == (("a", "b") if fits else ("b",))
