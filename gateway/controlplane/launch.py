@@ -11,9 +11,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from gateway import inengine
 from gateway.domain.secret import Secret
 
 LOOPBACK = "127.0.0.1"
+
+#: What asks for the key on every route (see the module).  The engine imports it, from `inengine` on its PYTHONPATH.
+DOOR = "lora_gateway_door.Door"
 
 #: The values that vLLM accepts for --max-lora-rank.
 LORA_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -147,14 +151,14 @@ def command_line(spec: EngineSpec, port: int) -> list[str]:
         ours += ["--max-lora-rank", str(spec.max_lora_rank)]
     if spec.queue is not None:
         ours += ["--max-num-queued-reqs", str(spec.queue)]
-    ours += ["--disable-uvicorn-access-log", "--disable-fastapi-docs"]
+    ours += ["--middleware", DOOR, "--disable-uvicorn-access-log", "--disable-fastapi-docs"]
     return [*spec.command, "serve", spec.model, *spec.args, *ours]
 
 
 def engine_environment(environ: Mapping[str, str], spec: EngineSpec, key: Secret, *, offline: bool) -> dict[str, str]:
     """The engine's environment: the few variables of ours that it needs, the operator's, and those that we set.
 
-    `key` is what the engine will ask for on its `/v1` routes.  `offline`: the model is a local folder, so nothing is
+    `key` is what the engine will ask for.  `offline`: the model is a local folder, so nothing is
     fetched and no credential is needed.
     """
     environment = {name: value for name, value in environ.items() if _kept(name, offline)}
@@ -172,6 +176,7 @@ def engine_environment(environ: Mapping[str, str], spec: EngineSpec, key: Secret
     if offline:
         environment |= {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}
     environment |= {name: value.reveal() for name, value in spec.env.items()}
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [*inengine.__path__, environment.get("PYTHONPATH")]))
     if spec.max_loras:
         environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     environment["VLLM_API_KEY"] = key.reveal()

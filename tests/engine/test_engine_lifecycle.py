@@ -36,8 +36,12 @@ async def test_the_engine_asks_for_its_key_and_has_no_routes_for_developers(real
     engine = f"http://127.0.0.1:{line[line.index('--port') + 1]}"
     async with httpx2.AsyncClient(base_url=engine, trust_env=False, timeout=30) as client:
         assert (await client.get("/health")).status_code == 200
-        for path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter", "/v1/chat/completions"):
+        for path in ("/v1/load_lora_adapter", "/v1/chat/completions", "/adapters", "/invocations", "/tokenize"):
             assert (await client.post(path, json={})).status_code == 401
+        assert (await client.delete("/adapters/pirate")).status_code == 401
+        assert (await client.get("/metrics")).status_code == 401
+        client.headers["authorization"] = f"Bearer {real.engine.environ()['VLLM_API_KEY']}"
+        assert (await client.get("/metrics")).status_code == 200
         for path in ("/sleep", "/collective_rpc", "/reset_prefix_cache", "/pause"):
             assert (await client.post(path, json={})).status_code == 404
 

@@ -5,7 +5,8 @@
 An API server, its child (EngineCore) and grandchild (Worker).  As with vLLM 0.32:
 
 - arguments that vLLM does not know end it with code 2,
-- the key is VLLM_API_KEY, asked for below /v1 and nowhere else,
+- the key is VLLM_API_KEY, asked for below /v1 and nowhere else; with --middleware, which must be importable, it is
+  asked for everywhere but at /health,
 - adapters can be loaded only where VLLM_ALLOW_RUNTIME_LORA_UPDATING is 1, and only folders that hold a
   `adapter_config.json`; the bodies and codes are those of the real one,
 - the children outlive an API server that is killed with SIGKILL,
@@ -24,6 +25,7 @@ SIGUSR1 makes the API server hang: connections are taken and never answered.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import signal
@@ -75,9 +77,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--max-lora-rank", type=int, choices=[1, 8, 16, 32, 64, 128, 256, 320, 512], default=16)
     parser.add_argument("--max-num-queued-reqs", type=int)
     parser.add_argument("--max-model-len", type=int, default=2048)
+    parser.add_argument("--middleware", action="append", default=[])
     parser.add_argument("--disable-uvicorn-access-log", action="store_true")
     parser.add_argument("--disable-fastapi-docs", action="store_true")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for middleware in options.middleware:
+        module, _, name = middleware.rpartition(".")
+        getattr(importlib.import_module(module), name)
+    return options
 
 
 def say(level: str, text: str) -> None:
@@ -116,7 +123,8 @@ class Server:
     def __init__(self, options: argparse.Namespace, engine_core: int) -> None:
         self.options = options
         self.engine_core = engine_core
-        self.key = os.environ.get("VLLM_API_KEY", "")
+        self.key = os.environ["VLLM_API_KEY"]
+        self.guarded = "/" if options.middleware else "/v1"
         self.updating = options.enable_lora and os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING") == "1"
         self.adapters: dict[str, str] = {}
         self.lock = threading.Lock()
@@ -200,7 +208,11 @@ def serve(listener: socket.socket, server: Server) -> None:
             server.awake.wait()
             status: int
             answer: Any
-            if self.path.startswith("/v1") and server.key and self.headers["authorization"] != f"Bearer {server.key}":
+            if (
+                self.path.startswith(server.guarded)
+                and self.path != "/health"
+                and self.headers["authorization"] != f"Bearer {server.key}"
+            ):
                 status, answer = 401, {"error": "Unauthorized"}
             elif self.path in routes:
                 status, answer = routes[self.path]()

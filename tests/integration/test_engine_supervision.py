@@ -103,6 +103,7 @@ async def test_an_engine_tells_its_progress_and_then_where_it_listens() -> None:
         assert (await get(watched, "/v1/models", endpoint.key.reveal())).json()["data"][0]["id"] == "smollm2"
         assert (await get(watched, "/v1/models", "another key")).status_code == 401
         assert (await get(watched, "/v1/models")).status_code == 401
+        assert (await get(watched, "/adapters")).status_code == 401, "vLLM itself asks only below /v1"
     assert watched.states == ["starting", "ready", "stopped", "stopped"]
 
 

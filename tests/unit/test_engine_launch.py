@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.controlplane.launch import (
+    DOOR,
     RESERVED_ARGUMENTS,
     RESERVED_ENVIRONMENT,
     EngineSpec,
@@ -33,7 +34,7 @@ def test_an_engine_without_adapters_gets_no_argument_about_them() -> None:
     line = command_line(spec(command=("var/engine/bin/vllm",)), 4321)
     assert line[:3] == ["var/engine/bin/vllm", "serve", "base"]
     assert "--served-model-name smollm2 --host 127.0.0.1 --port 4321" in " ".join(line)
-    assert not [argument for argument in line if "lora" in argument]
+    assert not [argument for argument in line if argument.startswith("--") and "lora" in argument]
 
 
 def test_adapters_and_queue_become_arguments() -> None:
@@ -77,10 +78,11 @@ def test_a_rank_that_vllm_cannot_serve_is_an_error() -> None:
 
 def test_what_the_engine_needs_is_kept_and_the_rest_is_not() -> None:
     needed = {"HOME": "/home/x", "LANG": "C.UTF-8", "LC_ALL": "C", "CUDA_VISIBLE_DEVICES": "1", "HF_HOME": "/models"}
-    others = {"OPENAI_API_KEY": "a", "NVIDIA_API_KEY": "b", "HF_HUB_TOKEN": "c", "PYTHONPATH": "d", "VLLM_PORT": "e"}
-    kept = environment({**needed, **others})
+    others = {"OPENAI_API_KEY": "a", "NVIDIA_API_KEY": "b", "HF_HUB_TOKEN": "c", "VIRTUAL_ENV": "d", "VLLM_PORT": "e"}
+    kept = environment({**needed, **others, "PYTHONPATH": "/ours"})
     assert needed.items() <= kept.items()
     assert not others.keys() & kept.keys()
+    assert "/ours" not in kept["PYTHONPATH"]
 
 
 def test_the_key_goes_through_the_environment_and_developer_mode_does_not() -> None:
@@ -112,6 +114,16 @@ def test_the_operators_variables_win_over_defaults() -> None:
 def test_nothing_is_reported_to_anybody() -> None:
     kept = environment({})
     assert kept["VLLM_NO_USAGE_STATS"] == kept["DO_NOT_TRACK"] == "1"
+
+
+def test_the_engine_can_import_its_door_and_nothing_else_of_ours() -> None:
+    kept = environment({}, env={"PYTHONPATH": Secret("/theirs")})
+    ours, theirs = kept["PYTHONPATH"].split(os.pathsep)
+    assert sorted(name for name in os.listdir(ours) if name.endswith(".py")) == ["__init__.py", "lora_gateway_door.py"]
+    assert theirs == "/theirs"
+    line = command_line(spec(args=("--middleware", "theirs.Middleware")), 1)
+    assert line[line.index(DOOR) - 1] == "--middleware"
+    assert line.index(DOOR) > line.index("theirs.Middleware"), "the last one is the outermost"
 
 
 def test_the_programs_of_the_engines_environment_are_found_first() -> None:
