@@ -279,7 +279,7 @@ def _target(upstream: UpstreamSettings, model: str, policy_of: str, facts: Facts
 def _facts(upstream: UpstreamSettings, model: ListedModel) -> Facts:
     facts = facts_of(model, upstream.name)
     if facts.tools is None and upstream.engine is not None:
-        facts = replace(facts, tools=_TOOLS_ARGUMENT in upstream.engine.args)
+        facts = replace(facts, tools=any(arg.replace("_", "-") == _TOOLS_ARGUMENT for arg in upstream.engine.args))
     facts = described(facts, upstream.overrides.get(model.id))
     return facts if facts.tags else replace(facts, tags=(upstream.name,))
 
