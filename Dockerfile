@@ -9,7 +9,7 @@ RUN /opt/gateway/bin/pip install --require-hashes --only-binary :all: -r require
 COPY pyproject.toml README.md LICENSE ./
 COPY gateway gateway
 COPY adapters adapters
-RUN /opt/gateway/bin/pip install --no-deps . \
+RUN /opt/gateway/bin/pip install --no-deps --no-build-isolation . \
     && /opt/gateway/bin/python -m compileall -q /opt/gateway
 
 FROM python:3.11-slim-bookworm

@@ -46,8 +46,8 @@ format: $(DEV)  ## format and mend what can be mended
 	$(BIN)/ruff check --fix .
 
 lock: $(DEV)    ## write the lock files anew
-	$(PIP) -q uv
-	$(BIN)/uv pip compile -q --generate-hashes --no-header --python-version 3.11 pyproject.toml -o requirements.lock
+	$(PIP) -q uv==0.13.9
+	$(BIN)/uv pip compile -q --generate-hashes --no-header --python-version 3.11 pyproject.toml --group build -o requirements.lock
 	$(BIN)/uv pip compile -q --generate-hashes --no-header --python-version 3.11 pyproject.toml --group dev -o requirements-dev.lock
 
 clean:          ## removes what was made, the models included
@@ -58,7 +58,7 @@ $(VENV)/bin/python:
 
 $(ENV): requirements.lock pyproject.toml | $(VENV)/bin/python
 	$(PIP) --require-hashes -r requirements.lock
-	$(PIP) -q --no-deps -e .
+	$(PIP) -q --no-deps --no-build-isolation -e .
 	@touch $@
 
 $(DEV): requirements-dev.lock $(ENV) | $(VENV)/bin/python
