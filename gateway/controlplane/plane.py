@@ -129,9 +129,9 @@ class ControlPlane:
                 )
             elif upstream.name in self._probes:
                 self._probes[upstream.name].retarget(upstream_record(self._config, upstream))
+        await asyncio.gather(*(engine.start() for engine in self._engines.values()))
         self._advance()
         self._task = asyncio.create_task(self._run(), name="control plane")
-        await asyncio.gather(*(engine.start() for engine in self._engines.values()))
 
     async def stop(self) -> None:
         """Ends everything, the engines last and side by side.  Whoever serves requests has stopped before."""
@@ -222,12 +222,13 @@ class ControlPlane:
         known = all_held_against(self._registry.known, hosts)
         before = {name: held_against(version, hosts) for name, version in self._current.items()}
         troubles = {name: reconciler.troubles for name, reconciler in self._reconcilers.items()}
-        current = point(before, known, upstreams, troubles)
-        desired = {name: wanted(name, known, current) for name in self._reconcilers}
         observed = Observed(MappingProxyType(upstreams), (), time.monotonic(), self._observed.started)
+        taken = model_names(self._config, observed)
+        servable = {name: entry for name, entry in known.items() if name not in taken}
+        current = point(before, servable, upstreams, troubles)
+        desired = {name: wanted(name, servable, current) for name in self._reconcilers}
         everywhere = {adapter for adapters in desired.values() for adapter in adapters}
         leaving = {adapter for name in desired for adapter in self._ours(name) - everywhere}
-        taken = model_names(self._config, observed)
         adapters = statuses(known, current, upstreams, troubles, leaving=leaving, taken=taken)
         observed = replace(observed, adapters=adapters)
         snapshot = compile(self._config, observed, self._snapshot.version + 1)
@@ -292,10 +293,10 @@ class ControlPlane:
     def _measure(self, before: Observed, now: Observed) -> None:
         for name, status in now.upstreams.items():
             self._metrics.upstream_up(name, status.state is UpstreamState.UP)
-        phases = _phases(now.adapters)
-        gone = dict.fromkeys(_phases(before.adapters).keys() - phases.keys(), "")
-        for (name, version), phase in {**gone, **phases}.items():
-            self._metrics.adapter_state(name, version, phase)
+        phases, past = _phases(now.adapters), _phases(before.adapters)
+        for name, version in {*phases, *past}:
+            if (phase := phases.get((name, version), "")) != past.get((name, version)):
+                self._metrics.adapter_state(name, version, phase)
 
     def _answers(self, upstream: str, model: str) -> bool:
         return any(target.upstream == upstream for target in self._snapshot.routes[model].targets)
