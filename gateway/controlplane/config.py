@@ -260,8 +260,9 @@ class EngineSettings(Section):
     """Seconds that the engine may take to become ready."""
     stop_timeout: Seconds = 15
     """Seconds that the engine gets to end before it is killed."""
-    queue: Count = 128
-    """Requests inside the engine at once, running and waiting; it refuses further ones."""
+    queue: Count | None = None
+    """Requests inside the engine at once, running and waiting; it refuses further ones.  null: twice
+    `concurrency.limit`, because a request for n answers counts n times."""
 
     @property
     def public_name(self) -> str:

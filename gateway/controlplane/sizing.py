@@ -54,7 +54,7 @@ def engine_spec(upstream: UpstreamSettings, engine: EngineSettings, ranks: Colle
         max_loras=loras,
         max_cpu_loras=cpu_loras,
         max_lora_rank=engine.max_lora_rank or room.max_lora_rank,
-        queue=engine.queue,
+        queue=engine.queue or 2 * upstream.concurrency.limit,
         startup_timeout=engine.startup_timeout,
         stop_timeout=engine.stop_timeout,
     )
