@@ -256,7 +256,7 @@ def _tool_calls(body: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
     chosen = tools[0]["function"]
     if isinstance(choice, dict):
         chosen = next(t["function"] for t in tools if t["function"]["name"] == choice["function"]["name"])
-    arguments = json.dumps(_example(chosen.get("parameters") or {}))
+    arguments = json.dumps(example(chosen.get("parameters") or {}))
     return ({"id": "call_fake_1", "type": "function", "function": {"name": chosen["name"], "arguments": arguments}},)
 
 
@@ -265,19 +265,19 @@ def _structured(body: Mapping[str, Any]) -> Any:
     if wanted.get("type") == "json_object":
         return {"answer": "yes"}
     if wanted.get("type") == "json_schema":
-        return _example(wanted["json_schema"].get("schema") or {})
+        return example(wanted["json_schema"].get("schema") or {})
     return None
 
 
-def _example(schema: Mapping[str, Any]) -> Any:
+def example(schema: Mapping[str, Any]) -> Any:
     """A value that a simple schema allows."""
     if "enum" in schema:
         return schema["enum"][0]
     match schema.get("type", "object"):
         case "object":
-            return {name: _example(part) for name, part in schema.get("properties", {}).items()}
+            return {name: example(part) for name, part in schema.get("properties", {}).items()}
         case "array":
-            return [_example(schema.get("items", {}))]
+            return [example(schema.get("items", {}))]
         case "integer" | "number":
             return 1
         case "boolean":
