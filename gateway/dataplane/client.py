@@ -211,6 +211,10 @@ class Connection(asyncio.Protocol):
 
     # -- httptools callbacks
 
+    def on_message_begin(self) -> None:
+        if self._complete:  # in one piece with the end of the answer, so that data_received could not tell
+            self._fail("sent more than one answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(self.headers) >= _MAX_HEADERS:
             self._fail(f"sent more than {_MAX_HEADERS} headers")

@@ -1,0 +1,35 @@
+"""Kept connections: what makes requests cheap must never mix them up, lose them or multiply them."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fakes.openai_upstream import Exchange, OpenAIUpstream, Script
+from tests.integration.conftest import Serve
+
+FOREIGN = b'HTTP/1.1 200 OK\r\ncontent-length: 57\r\n\r\n{"choices":[{"message":{"content":"somebody else\'s"}}]}  '
+WHOLE = b'{"choices":[{"index":0,"message":{"content":"mine"},"finish_reason":"stop"}]}'
+ANSWER = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(WHOLE) + WHOLE
+
+
+@pytest.mark.parametrize("split", [1, 10, len(FOREIGN) - 10])
+async def test_the_beginning_of_another_answer_is_not_completed_for_the_next_request(serve: Serve, split: int) -> None:
+    """An upstream that begins a second answer behind the first, and ends it when somebody asks again."""
+
+    connections = 0
+
+    async def behave(exchange: Exchange) -> None:
+        nonlocal connections
+        if exchange.attempt.number == 0:
+            connections = exchange.upstream.connections
+            await exchange.write(ANSWER + FOREIGN[:split])
+        elif exchange.upstream.connections == connections:
+            await exchange.write(FOREIGN[split:])
+        else:
+            await Script()(exchange)
+
+    async with OpenAIUpstream({"m": behave}) as upstream, serve({"one": upstream}, hops=False) as gateway:
+        first = await gateway.chat(stream=False)
+        assert first.status == 502 or first.json["choices"][0]["message"]["content"] == "mine"
+        second = await gateway.chat(stream=False)
+        assert second.json["choices"][0]["message"]["content"] == "One two three four five"
