@@ -169,10 +169,9 @@ class GuardedProtocol(HttpToolsProtocol):
         self._stop_read_timer()
         self._stop_stall_timer()
         unfinished, self._unfinished = self._unfinished, deque()
-        for client, cycle in unfinished:
+        for client, _ in unfinished:
             # ETIMEDOUT: the kernel gave up on it before we did, see server._notice_vanished_clients.
             client.stalled = client.stalled or isinstance(exc, TimeoutError)
-            cycle.disconnected = True  # before `send` wakes up
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         if not self.closed.done():
@@ -201,7 +200,6 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_begin()
         self._in_head = True
         self._head_bytes = 0
-        self._stop_read_timer()
 
     def on_headers_complete(self) -> None:
         self.url = checked_target(

@@ -24,10 +24,10 @@ Headers = Collection[tuple[bytes, bytes]]
 class EdgeLimits:
     """What one client may cost.  Times in seconds, sizes in bytes, rates in bytes a second.
 
-    `header_timeout` runs from the connect or from a head's first byte to its last.  A body must bring
-    `min_body_rate` in each `body_timeout`, which ends R-U-D-Y and leaves slow links alone; `write_stall` asks the same
-    rate of a client that is behind in reading its answer.  `keep_alive` should exceed the idle time of a load balancer
-    in front.
+    `header_timeout` runs from the connect, or on a kept connection from a head's first bytes, to the head's end.  A
+    body must bring `min_body_rate` in each `body_timeout`, which ends R-U-D-Y and leaves slow links alone;
+    `write_stall` asks the same rate of a client that is behind in reading its answer.  `keep_alive` should exceed the
+    idle time of a load balancer in front.
     """
 
     header_timeout: float = 10.0

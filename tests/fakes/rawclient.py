@@ -27,8 +27,12 @@ class Answer:
 class RawClient:
     """One TCP connection.  Every wait is bounded by `timeout` seconds and raises TimeoutError beyond it."""
 
-    def __init__(self, port: int, timeout: float = 10.0, receive_buffer: int | None = None) -> None:
+    def __init__(
+        self, port: int, timeout: float = 10.0, receive_buffer: int | None = None, send_buffer: int | None = None
+    ) -> None:
         self._socket = socket.socket()
+        if send_buffer is not None:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)
         if receive_buffer is not None:
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self._socket.settimeout(timeout)

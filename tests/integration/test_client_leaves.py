@@ -95,6 +95,15 @@ class Watched:
         await send({**START, "headers": [(b"content-length", b"5")]})
         await send({"type": "http.response.body", "body": b"early"})
 
+    async def late(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
+        await asyncio.sleep(1)
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message["body"]), message["more_body"]
+        await send(START)
+        await send({"type": "http.response.body", "body": b"%d" % size})
+
     async def cut(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
         await receive()
         await send(START)
@@ -274,6 +283,45 @@ def test_a_client_that_does_not_read_is_reset_and_costs_nothing_more(impatient: 
     gc.collect()
     assert [one() for one in app.connections] == [None] * 20
     assert psutil.Process().num_fds() == files
+
+
+def test_a_client_that_reads_too_slowly_is_reset() -> None:
+    """What the kernel holds for it goes too: it could keep megabytes for as long as the client cares to trickle."""
+    app = Watched()
+    with (
+        served(app, EdgeLimits(write_stall=0.4, min_body_rate=50_000_000)) as server,
+        RawClient(server.port, receive_buffer=65536) as client,
+    ):
+        client.send(request("flood"))
+        pace = threading.Event()
+        while app.told.empty():
+            assert client.receive()
+            pace.wait(0.02)
+        assert app.told.get()[1] == "stalled"
+        client.read_rest()
+        assert client.reset
+
+
+def test_a_client_is_not_blamed_for_a_body_that_the_application_does_not_take(
+    impatient: tuple[Served, Watched],
+) -> None:
+    """For three times the limit on slow bodies."""
+    server, _ = impatient
+    with RawClient(server.port) as client:
+        client.send(request("late", b"a" * 3_000_000))
+        assert client.answer().body == b"3000000"
+        client.send(request("late", length=4).replace(b"Host", b"Expect: 100-continue\r\nHost"))
+        assert client.answer().status == 100
+        client.send(b"late")
+        assert client.answer().body == b"4"
+
+
+def test_a_body_that_stops_after_its_answer_closes_without_a_second_one(impatient: tuple[Served, Watched]) -> None:
+    server, _ = impatient
+    with RawClient(server.port) as client:
+        client.send(request("early", length=100))
+        assert client.answer().body == b"early"
+        assert client.read_rest() == b""
 
 
 def test_a_client_that_never_reads_the_end_of_its_answer_is_reset(impatient: tuple[Served, Watched]) -> None:
