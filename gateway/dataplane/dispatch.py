@@ -128,6 +128,7 @@ class Attempt:
                     out = b""
                     decoder.end()
                 if out:
+                    scope.client_turn()
                     now = time.monotonic()
                     if not reply.committed:
                         record.first_byte = now
@@ -148,6 +149,7 @@ class Attempt:
             raise
         usage = self._usage(decoder)
         record.status = 200
+        scope.client_turn()
         record.settle(Reason.COMPLETED, self._metrics, scope.phase)
         await reply.stream(self._headers(request))
         await reply.event(decoder.tail(usage, display_extras(self._call, self._target, record, usage)), more=False)

@@ -73,6 +73,11 @@ class Scope:
             self._phase_reason = Reason.UPSTREAM_IDLE
         self._arm()
 
+    def client_turn(self) -> None:
+        """It is the client that is waited for now, whose own limits are the server's: until the next `streaming` the
+        upstream is not to blame, and only the whole request's time counts."""
+        self._phase_due = self._bytes_due = _NEVER
+
     def cancel(self, reason: Reason) -> None:
         """Ends the request; after `close` it has no effect.  A second reason counts only if the first turns out to end
         no more than an attempt (`resume`): a client that leaves in the moment of a time-out has still left."""
