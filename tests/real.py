@@ -7,9 +7,10 @@ import contextlib
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -93,8 +94,14 @@ def llama_server() -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def served(folder: Path) -> Iterator[Served]:
-    """The gateway with both engines, ready."""
+def served(
+    folder: Path,
+    local: Mapping[str, Any] | None = None,
+    third: Mapping[str, Any] | None = None,
+    sections: Mapping[str, Any] | None = None,
+) -> Iterator[Served]:
+    """The gateway with both engines, ready.  `local` and `third` are settings of the two upstreams, `sections` of the
+    file, in place of what stands here or beside it."""
     for needed in (VLLM, MODEL, GGUF, ADAPTERS):
         assert needed.exists(), f"{needed.relative_to(ROOT)} is missing: run `make engine` first"
     with llama_server() as third_party:
@@ -117,10 +124,12 @@ def served(folder: Path) -> Iterator[Served]:
                         ],
                     },
                     "concurrency": {"limit": 8, "queue": 64, "queue_timeout": 60},
+                    **(local or {}),
                 },
-                {"name": "third", "kind": "openai", "base_url": third_party, "api_key": LLAMA_KEY},
+                {"name": "third", "kind": "openai", "base_url": third_party, "api_key": LLAMA_KEY, **(third or {})},
             ],
             "adapters": {"store": str(folder / "store"), "sources": [str(ADAPTERS)]},
+            **(sections or {}),
         }  # fmt: skip
         with gateway_process(config, folder) as gateway:
             running = Served(gateway)

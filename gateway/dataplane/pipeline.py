@@ -163,8 +163,7 @@ class Pipeline:
             planned = plan(snapshot, call.model, call.client.task)
             record.model = call.model
             if planned.targets:
-                if waited and reply.started:
-                    await reply.status("Ready", done=True)
+                await reply.wait_over()
                 return snapshot, planned
             if not planned.waiting:
                 down = next((t for t in planned.route.targets if t.readiness is Readiness.DOWN), None)
@@ -181,10 +180,8 @@ class Pipeline:
             try:
                 await self._snapshots.changed()
             except asyncio.CancelledError:
-                if scope.reason is not Reason.LIMIT:
+                if scope.reason is not Reason.LIMIT or not scope.resume():
                     raise
-                scope.caught()
-                scope.resume()
                 raise Overloaded(
                     f"The model '{call.model}' is not ready yet: {planned.waiting[0].note or 'it is being loaded'}.",
                     code="model_loading", retry_after=10,

@@ -36,12 +36,13 @@ class ClientConnection(Protocol):
 class Reply:
     """One answer.  `committed`: content of an upstream was sent, so no other target may be tried."""
 
-    __slots__ = ("_connection", "_request_id", "_send", "committed", "started")
+    __slots__ = ("_connection", "_request_id", "_send", "_told", "committed", "started")
 
     def __init__(self, send: Send, connection: ClientConnection, request_id: str) -> None:
         self._send = send
         self._connection = connection
         self._request_id = request_id
+        self._told = ""
         self.started = False
         self.committed = False
 
@@ -57,13 +58,25 @@ class Reply:
         self.committed = True
         await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
-    async def status(self, text: str, done: bool = False) -> None:
-        """A status line above the answer.  Only for Open WebUI: other clients fail on a chunk without `choices`."""
-        await self.stream([])
-        event = {"event": {"type": "status", "data": {"description": text, "done": done}}}
-        await self._send(
-            {"type": "http.response.body", "body": b"data: " + orjson.dumps(event) + b"\n\n", "more_body": True}
-        )
+    async def status(self, text: str) -> None:
+        """A status line above the answer.  Only for Open WebUI: other clients fail on a chunk without `choices`.
+
+        Open WebUI keeps every line that it is sent with the chat, so the same one is told once.
+        """
+        if text != self._told:
+            self._told = text
+            await self.stream([])
+            await self._send_status({"description": text, "done": False})
+
+    async def wait_over(self) -> None:
+        """Takes the status line away, if there is one: it would shimmer above the answer for good."""
+        if self._told:
+            self._told = ""
+            await self._send_status({"description": "Ready", "done": True, "hidden": True})
+
+    async def _send_status(self, data: dict[str, object]) -> None:
+        body = b"data: " + orjson.dumps({"event": {"type": "status", "data": data}}) + b"\n\n"
+        await self._send({"type": "http.response.body", "body": body, "more_body": True})
 
     async def whole(self, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
         """A whole JSON answer."""
@@ -84,6 +97,7 @@ class Reply:
         if not self.started:
             await self.whole(error.status, error.body(), error.headers())
             return
+        await self.wait_over()
         body = b"data: " + error.body() + b"\n\n"
         await self._send({"type": "http.response.body", "body": body, "more_body": True})
         self._connection.cut()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 
 from tests.fakes import faults
@@ -94,9 +95,11 @@ async def test_open_webui_sees_that_it_waits_and_nobody_else_does(serve: Serve) 
                 holder.close()
                 shown, *plain = await asyncio.gather(*waiting)
             events = [json.loads(event) for event in shown.events if event != b"[DONE]"]
-            lines = [event["event"]["data"]["description"] for event in events if "event" in event]
+            lines = [event["event"]["data"] for event in events if "event" in event]
             assert lines
-            assert "Queued" in lines[0]
+            assert "Queued" in lines[0]["description"]
+            assert lines[-1]["hidden"], "the line stays above the answer"
+            assert all(line != after for line, after in itertools.pairwise(lines))
             assert shown.done
             assert all(b'"event"' not in reply.body and reply.done for reply in plain)
 
