@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator
 
 from gateway.backends import BACKENDS
 from gateway.backends.base import Backend, DecodeFault, Decoder, UpstreamRequest
@@ -57,27 +55,20 @@ class Attempt:
                 f"'{self._upstream.kind}'.", param="model",
             )  # fmt: skip
         request = self._backend.prepare(self._call, self._target, self._upstream)
-        try:
-            async with self._place():
-                await self._exchange(request)
-        except asyncio.CancelledError:
-            if self._scope.reason not in _TIMEOUTS:
-                raise
-            fault = self._timed_out(self._scope.reason)
-            self._scope.caught()
-            self._scope.resume()
-            raise fault from None
-
-    @contextlib.asynccontextmanager
-    async def _place(self) -> AsyncIterator[None]:
         slots = self._live.slots
-        if not slots.try_acquire():
-            await self._queue()
         try:
-            await self._reply.wait_over()
-            yield
-        finally:
-            slots.release()
+            if not slots.try_acquire():
+                await self._queue()
+            try:
+                await self._reply.wait_over()
+                await self._exchange(request)
+            finally:
+                slots.release()
+        except asyncio.CancelledError:
+            limit = self._scope.reason
+            if limit not in _TIMEOUTS or not self._scope.resume():
+                raise
+            raise self._timed_out(limit) from None
 
     async def _queue(self) -> None:
         slots = self._live.slots
@@ -89,7 +80,7 @@ class Attempt:
                 await asyncio.wait((place,), timeout=_STATUS_EVERY if tell else None)
                 if tell and not place.done():
                     await self._reply.status(f"Queued, position {slots.position(place)}")
-        except asyncio.CancelledError:
+        except BaseException:
             slots.leave(place)
             raise
 

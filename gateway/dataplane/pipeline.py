@@ -180,10 +180,8 @@ class Pipeline:
             try:
                 await self._snapshots.changed()
             except asyncio.CancelledError:
-                if scope.reason is not Reason.LIMIT:
+                if scope.reason is not Reason.LIMIT or not scope.resume():
                     raise
-                scope.caught()
-                scope.resume()
                 raise Overloaded(
                     f"The model '{call.model}' is not ready yet: {planned.waiting[0].note or 'it is being loaded'}.",
                     code="model_loading", retry_after=10,

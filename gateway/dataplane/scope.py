@@ -95,11 +95,13 @@ class Scope:
             self._task.uncancel()
         return self.reason
 
-    def resume(self) -> None:
-        """After `caught`: what ended was one attempt, and the request goes on with the next."""
-        self.reason = None
-        if self._after is not None:
-            self.cancel(self._after)
+    def resume(self) -> bool:
+        """Called where CancelledError was caught: whether what ended was one attempt, and the request goes on with the
+        next.  It does not if a second reason has come since: then the cancellation stands, for that reason."""
+        self.reason, self._after = self._after, None
+        if self.reason is None:
+            self._task.uncancel()
+        return self.reason is None
 
     def close(self) -> None:
         """Nothing ends the request any more: it is being settled."""
