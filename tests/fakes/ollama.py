@@ -22,6 +22,7 @@ from tests.fakes.upstream import Behaviour, Exchange, Upstream
 
 VERSION = "0.34.1"
 _MODIFIED = "2026-08-04T17:37:44.706015396-07:00"
+_STRUCTS = {"/api/chat": "ChatRequest", "/api/generate": "GenerateRequest", "/api/embed": "EmbedRequest"}
 _NDJSON = (("content-type", "application/x-ndjson"), ("transfer-encoding", "chunked"))
 
 #: What changes the server or speaks for its owner (routes.go, GenerateRoutes).
@@ -36,12 +37,14 @@ MANAGEMENT = (
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How a model's answers go over the wire: seconds before each object, bytes a chunk (0: an object a chunk), and
-    what goes wrong after so many objects (before the first byte where the answer comes whole)."""
+    what goes wrong after so many objects (before the first byte where the answer comes whole).  `instead`: what comes
+    in place of any answer."""
 
     itl: float = 0.0
     slices: int = 0
     after: int = 0
     fault: Behaviour | None = None
+    instead: Behaviour | None = None
 
 
 class OllamaServer(Upstream):
@@ -92,12 +95,16 @@ class OllamaServer(Upstream):
 
     async def _infer(self, exchange: Exchange) -> None:
         request = exchange.request
+        body = binding.bind(request.body, _STRUCTS[request.path])
+        name, model = self._find(body)
+        pace = self.paces.get(name, Pace())
+        if pace.instead:
+            await pace.instead(exchange)
+            return
         if request.path == "/api/embed":
-            await _json(exchange, self._embedded(binding.bind(request.body, "EmbedRequest")))
+            await _json(exchange, self._embedded(body, name, model))
             return
         chat = request.path == "/api/chat"
-        body = binding.bind(request.body, "ChatRequest" if chat else "GenerateRequest")
-        name, model = self._find(body)
         answer = (dialect.answer_chat if chat else dialect.answer_generate)(body, model, name)
         self._load(name, model, body, answer.done_reason)
         self.cuts.append(answer.cut)
@@ -107,7 +114,6 @@ class OllamaServer(Upstream):
             context: dict[str, Any] = {}
         else:
             context = {"context": [1, 2, 3]}
-        pace = self.paces.get(name, Pace())
         if body.get("stream") is False or answer.done_reason in ("load", "unload"):
             await asyncio.sleep(pace.itl * len(answer.said))
             if pace.fault:
@@ -144,12 +150,11 @@ class OllamaServer(Upstream):
         if reason == "unload" or seconds == 0:
             del self.loaded[name]
 
-    def _embedded(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _embedded(self, body: dict[str, Any], name: str, model: Model) -> dict[str, Any]:
         given = body.get("input")
         texts = [given] if isinstance(given, str) and given else given or []
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise Failed(400, "invalid input type")
-        name, model = self._find(body)
         binding.check_options(body.get("options") or {})
         if model.lacks("embedding"):
             raise Failed(501, "This server does not support embeddings. Start it with `--embeddings`")
@@ -239,7 +244,7 @@ def error_line(text: str) -> Behaviour:
 
 
 def refusal(status: int, text: str) -> Behaviour:
-    """An error answer, for answers that come whole."""
+    """An error answer."""
 
     async def behave(exchange: Exchange) -> None:
         await _json(exchange, {"error": text}, status)
