@@ -14,7 +14,7 @@ from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
 from gateway.dataplane.scope import Scope
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.call import Call, Client, Endpoint
-from gateway.domain.errors import GatewayError, NotFound, Overloaded, Reason, UpstreamFault
+from gateway.domain.errors import GatewayError, Overloaded, Reason, UpstreamFault
 from gateway.domain.plan import Plan, plan
 from gateway.domain.principal import Principal
 from gateway.domain.snapshot import Readiness, Snapshot
@@ -132,9 +132,7 @@ class Pipeline:
         """Tries the plan's targets in order while nothing has been sent to the client."""
         snapshot, planned = await self._plan(call, scope, record, reply)
         with self._hold_adapters(planned):
-            if planned.targets:
-                scope.limit(snapshot.upstreams[planned.targets[0].upstream].timeouts.total)
-            last: UpstreamFault | Overloaded | None = None
+            scope.limit(snapshot.upstreams[planned.targets[0].upstream].timeouts.total)
             for target in planned.targets:
                 upstream = snapshot.upstreams[target.upstream]
                 record.serve_from(target)
@@ -145,25 +143,21 @@ class Pipeline:
                     await attempt.run()
                 except (UpstreamFault, Overloaded) as fault:
                     self._attempt_failed(target.upstream, fault)
-                    if reply.committed or (isinstance(fault, UpstreamFault) and not fault.retryable):
-                        raise
-                    last = fault
+                    refused = isinstance(fault, UpstreamFault) and not fault.retryable
+                    if reply.committed or refused or target is planned.targets[-1]:
+                        raise _final(fault) from None
                 else:
                     return
-            if last is None:
-                raise NotFound(f"The model '{call.model}' has no target.", code="model_not_found", param="model")
-            raise _final(last)
 
     async def _plan(self, call: Call, scope: Scope, record: Record, reply: Reply) -> tuple[Snapshot, Plan]:
-        """The plan, once a target is ready.  While an engine starts or an adapter loads it waits, with a status line
-        for Open WebUI; from then on the request keeps the snapshot that it got."""
+        """The plan, with a target that is ready.  While an engine starts or an adapter loads it waits, with a status
+        line for Open WebUI; from then on the request keeps the snapshot that it got."""
         waited = False
         while True:
             snapshot = self._snapshots.current
             planned = plan(snapshot, call.model, call.client.task)
             record.model = call.model
             if planned.targets:
-                await reply.wait_over()
                 return snapshot, planned
             if not planned.waiting:
                 down = next((t for t in planned.route.targets if t.readiness is Readiness.DOWN), None)
@@ -210,7 +204,7 @@ class Pipeline:
 
 
 def _final(fault: UpstreamFault | Overloaded) -> GatewayError:
-    """The last fault, once no target is left.  Where tokens may have been spent the SDK is told not to ask again by
+    """The fault that the client is told of.  Where tokens may have been spent the SDK is told not to ask again by
     itself."""
     if isinstance(fault, UpstreamFault) and fault.should_retry is None and fault.status >= 500:
         fault.should_retry = fault.retry_after is not None
