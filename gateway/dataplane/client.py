@@ -10,6 +10,7 @@ cookies, no compression, no proxies.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 from collections.abc import Callable
 from typing import cast
@@ -25,6 +26,7 @@ _MAX_HEADERS = 200
 _HIGH_WATER = 256 * 1024  # unread bytes of an answer at which reading pauses
 _JOIN = 64 * 1024  # a request body up to this size is sent in one write with its head
 _MAX_IDLE = 64  # connections kept for reuse
+_MAX_REST = 55.0  # seconds; what stands between us and an upstream forgets a silent connection, often after 60
 _LINGER = 1.0  # seconds that a finished answer's last bytes are waited for, so that its connection can be reused
 
 
@@ -44,7 +46,7 @@ class Connection(asyncio.Protocol):
         self._busy = False
         self._closed = False
         self._paused = False
-        self.reused = False
+        self.idle_since = 0.0  # the loop's time
         self._reset()
 
     def _reset(self) -> None:
@@ -70,26 +72,30 @@ class Connection(asyncio.Protocol):
     async def exchange(self, head: bytes, body: bytes) -> None:
         """Sends a request and waits for the head of its answer (`status`, `headers`).
 
-        Raises ConnectionDied before, UpstreamFault after the first byte.
+        Raises ConnectionDied before, UpstreamFault after the first byte.  Whatever it raises, the socket is closed.
         """
         self._reset()
         self._busy = True
-        transport = self._transport
-        if transport is None or self._closed:
-            raise ConnectionDied
-        if len(body) <= _JOIN:
-            transport.write(head + body)
-        else:
-            transport.writelines((head, body))
-        while not self._headed:
-            await self._wait()
-            if self._fault is not None:
-                raise self._fault
-            if self.usable or self._headed:
-                continue
-            if not self._touched:
+        try:
+            transport = self._transport
+            if transport is None or self._closed:
                 raise ConnectionDied
-            raise _cut(self._client.upstream)
+            if len(body) <= _JOIN:
+                transport.write(head + body)
+            else:
+                transport.writelines((head, body))
+            while not self._headed:
+                await self._wait()
+                if self._fault is not None:
+                    raise self._fault
+                if self.usable or self._headed:
+                    continue
+                if not self._touched:
+                    raise ConnectionDied
+                raise _cut(self._client.upstream)
+        except BaseException:
+            self.abort()
+            raise
 
     async def read(self) -> bytes:
         """What has come since the last call, b"" at the end of a complete answer.  Raises UpstreamFault."""
@@ -140,7 +146,6 @@ class Connection(asyncio.Protocol):
             self._linger = None
         self._busy = False
         if self.usable and self._framed and self._keep_alive:
-            self.reused = True
             self._client.give_back(self)
         else:
             self.abort()
@@ -255,6 +260,7 @@ class UpstreamClient:
     def __init__(self, upstream: Upstream) -> None:
         self.upstream = upstream
         self._idle: list[Connection] = []
+        self._closed = False
         self._ssl: ssl.SSLContext | None = None
         if upstream.scheme == "https":
             self._ssl = ssl.create_default_context(cafile=upstream.ca_file)
@@ -275,11 +281,14 @@ class UpstreamClient:
             f"{name}: {value}\r\n" for name, value in [*(line for line in lines if line[0] not in named), *own]
         ).encode("latin-1")
 
-    async def send(self, request: UpstreamRequest, request_id: str, connected: Callable[[], None]) -> Connection:
+    async def send(
+        self, request: UpstreamRequest, request_id: str, connecting: Callable[[], None], connected: Callable[[], None]
+    ) -> Connection:
         """Sends a request; returns its connection when the head of the answer is there.
 
-        `connected` is called once the request goes out.  A reused connection that turns out to be dead before a byte
-        came is replaced, once for each that was kept: the upstream had closed it and did not see the request.
+        `connecting` is called when a new connection is made, `connected` once the request goes out.  Where a kept
+        connection dies before a byte came, the upstream had most likely closed it and did not see the request: that is
+        sent once more, on a new connection and no other, lest one that kills its server kills many.
         Raises UpstreamFault.  Cancelling closes the socket.
         """
         head = b"%s %s HTTP/1.1\r\n%sx-request-id: %s\r\ncontent-length: %d\r\n\r\n" % (
@@ -289,24 +298,24 @@ class UpstreamClient:
             request_id.encode("ascii"),
             len(request.body),
         )
-        while True:
-            connection = self._take() or await self._connect()
+        if (kept := self._take()) is not None:
             connected()
-            try:
-                await connection.exchange(head, request.body)
-            except ConnectionDied:
-                connection.abort()
-                if not connection.reused:
-                    raise _cut(self.upstream) from None
-            except BaseException:
-                connection.abort()
-                raise
-            else:
-                return connection
+            with contextlib.suppress(ConnectionDied):
+                await kept.exchange(head, request.body)
+                return kept
+        connecting()
+        connection = await self._connect()
+        connected()
+        try:
+            await connection.exchange(head, request.body)
+        except ConnectionDied:
+            raise _cut(self.upstream) from None
+        return connection
 
     def give_back(self, connection: Connection) -> None:
         """A connection that can take another request."""
-        if len(self._idle) < _MAX_IDLE and not self.closed:
+        if len(self._idle) < _MAX_IDLE and not self._closed:
+            connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
         else:
             connection.abort()
@@ -316,19 +325,19 @@ class UpstreamClient:
         if connection in self._idle:
             self._idle.remove(connection)
 
-    closed = False
-
     def close(self) -> None:
         """Closes what is idle; what is busy closes when its request ends."""
-        self.closed = True
+        self._closed = True
         while self._idle:
             self._idle.pop().abort()
 
     def _take(self) -> Connection | None:
+        oldest = asyncio.get_running_loop().time() - _MAX_REST
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable:
+            if connection.usable and connection.idle_since > oldest:
                 return connection
+            connection.abort()
         return None
 
     async def _connect(self) -> Connection:

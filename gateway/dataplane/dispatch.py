@@ -86,12 +86,13 @@ class Attempt:
 
     async def _exchange(self, request: UpstreamRequest) -> None:
         scope, timeouts = self._scope, self._upstream.timeouts
-        scope.enter(
-            "connect", timeouts.connect + (_TLS if self._upstream.scheme == "https" else 0), Reason.UPSTREAM_CONNECT
-        )
+        connect = timeouts.connect + (_TLS if self._upstream.scheme == "https" else 0)
         wait = timeouts.first_byte if self._call.stream else timeouts.answer
         connection = await self._live.client.send(
-            request, self._call.request_id, lambda: scope.enter("headers", wait, Reason.UPSTREAM_TTFT)
+            request,
+            self._call.request_id,
+            connecting=lambda: scope.enter("connect", connect, Reason.UPSTREAM_CONNECT),
+            connected=lambda: scope.enter("headers", wait, Reason.UPSTREAM_TTFT),
         )
         fault: UpstreamFault | None = None
         try:

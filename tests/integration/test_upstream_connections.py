@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
+from gateway.dataplane import client
+from tests.fakes import faults
 from tests.fakes.openai_upstream import Exchange, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
 
@@ -33,3 +37,25 @@ async def test_the_beginning_of_another_answer_is_not_completed_for_the_next_req
         assert first.status == 502 or first.json["choices"][0]["message"]["content"] == "mine"
         second = await gateway.chat(stream=False)
         assert second.json["choices"][0]["message"]["content"] == "One two three four five"
+
+
+async def test_a_request_that_its_server_does_not_survive_is_sent_twice_at_most(serve: Serve) -> None:
+    """However many connections are kept: that the first was closed while it rested is a guess, not an excuse."""
+    models = {"m": Script(ttft=0.1), "deadly": faults.reset}
+    async with OpenAIUpstream(models) as upstream, serve({"one": upstream}, hops=False) as gateway:
+        await asyncio.gather(*(gateway.chat() for _ in range(5)))
+        assert upstream.connections >= 5
+        deadly = await gateway.chat("deadly")
+        assert (deadly.status, deadly.error["code"]) == (502, "upstream_cut")
+        assert [attempt.model for attempt in upstream.ledger].count("deadly") <= 2
+
+
+async def test_a_connection_that_rested_too_long_is_not_trusted(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands between may have forgotten it without a word, and the request would wait for its first byte."""
+    async with OpenAIUpstream() as upstream, serve({"one": upstream}) as gateway:
+        await gateway.chat()
+        await gateway.chat()
+        before = upstream.connections
+        monkeypatch.setattr(client, "_MAX_REST", 0.0)
+        assert (await gateway.chat()).done
+        assert upstream.connections == before + 1
