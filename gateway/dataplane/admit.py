@@ -23,6 +23,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "max_tokens": (int,), "max_completion_tokens": (int,), "n": (int,), "seed": (int,), "top_logprobs": (int,),
     "tools": (list,), "response_format": (dict,), "logit_bias": (dict,), "stop": (str, list),
     "stream_options": (dict,), "user": (str,), "metadata": (dict,), "chat_template_kwargs": (dict,),
+    "vllm_xargs": (dict,),
 }  # fmt: skip
 _POSITIVE = ("n", "max_tokens", "max_completion_tokens")
 _MAX_COUNT = 2**31
@@ -31,6 +32,8 @@ _MAX_N = 128
 _TEMPLATE_TRAPS = frozenset(
     {"tokenize", "chat_template", "return_dict", "return_tensors", "tokenizer_kwargs", "padding"}
 )
+#: Keys of `vllm_xargs` that vLLM takes for the parameters of that name (0.32, v1/request.py).
+_TRANSFERS = frozenset({"kv_transfer_params", "ec_transfer_params"})
 
 
 class ClientLeft(Exception):
@@ -123,8 +126,7 @@ def build_call(
     if len(model) > _MAX_MODEL:
         raise InvalidRequest(f"The model's name is longer than {_MAX_MODEL} characters.", param="model")
     for name in PRIVILEGED_PARAMETERS.intersection(body):
-        if name not in principal.allow:
-            raise Forbidden(f"This key has no right to send '{name}'; an operator can grant it in auth.keys[].allow.")
+        _check_right(principal, name)
     for name, value in body.items():
         types = _TYPES.get(name)
         if types and value is not None and (not isinstance(value, types) or isinstance(value, bool)):
@@ -139,6 +141,8 @@ def build_call(
         raise InvalidRequest(f"'n' must be at most {_MAX_N}.", param="n", code="integer_above_max_value")
     if traps := _TEMPLATE_TRAPS.intersection(body.get("chat_template_kwargs") or ()):
         raise InvalidRequest(f"'chat_template_kwargs' may not hold '{min(traps)}'.", param="chat_template_kwargs")
+    if _TRANSFERS.intersection(body.get("vllm_xargs") or ()):
+        _check_right(principal, "kv_transfer_params")
     _CHECKS[endpoint](body)
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
@@ -157,6 +161,11 @@ def build_call(
         client=client,
         size=size,
     )
+
+
+def _check_right(principal: Principal, name: str) -> None:
+    if name not in principal.allow:
+        raise Forbidden(f"This key has no right to send '{name}'; an operator can grant it in auth.keys[].allow.")
 
 
 def _check_chat(body: dict[str, Any]) -> None:
