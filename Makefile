@@ -33,8 +33,8 @@ soak: $(DEV) engine ## the long repetitions of the reliability matrices
 	$(BIN)/python -m pytest -m soak --timeout 3600
 
 e2e: $(DEV) engine ## Open WebUI in a real browser against the gateway
-	$(BIN)/python tests/e2e/prepare.py
-	$(BIN)/python -m pytest tests/e2e --e2e
+	$(BIN)/python -m tests.e2e.prepare
+	$(BIN)/python -m pytest tests/e2e -m e2e
 
 env: $(ENV)     ## the gateway's own environment
 

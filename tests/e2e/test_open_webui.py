@@ -1,0 +1,189 @@
+"""What people see of the gateway in Open WebUI."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import httpx2
+import pytest
+from playwright.sync_api import expect
+
+from tests.e2e.person import Person
+from tests.gateway import sample
+from tests.real import BASE, JSON, LLAMA, PIRATE, Served
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+
+QUESTION = "What is the capital of Italy?"
+LONG = "Tell me the story of a ship in twenty sentences."
+NAMES = {BASE: "SmolLM2 135M", PIRATE: "SmolLM2 Pirate", JSON: JSON, LLAMA: "Small helper"}
+STOPPED = 1.0  # seconds from Stop to an idle engine
+
+
+def eventually(holds: Callable[[], Any], within: float = 20.0) -> float:
+    """Waits until something of another process holds; how long that took, in seconds."""
+    begun = time.monotonic()
+    while not holds():
+        assert time.monotonic() - begun < within, f"not within {within} s"
+        time.sleep(0.01)
+    return time.monotonic() - begun
+
+
+def engine_runs(real: Served) -> int:
+    return int(real.engine_metric("vllm:num_requests_running"))
+
+
+def waiting(real: Served) -> int:
+    return int(sample(httpx2.get(f"{real.gateway.url}/metrics").text, "gateway_requests_waiting", upstream="local"))
+
+
+def accesses(real: Served) -> list[dict[str, Any]]:
+    """The gateway's access log."""
+    lines = real.gateway.log.read_text().splitlines()
+    entries = [json.loads(line) for line in lines if line.startswith("{")]
+    return [entry for entry in entries if entry["logger"] == "gateway.access"]
+
+
+@contextlib.contextmanager
+def busy(real: Served, requests: int) -> Iterator[None]:
+    """Others keep the engine busy with so many requests; all places taken, the rest wait in the queue."""
+    body = {"model": PIRATE, "stream": True, "min_tokens": 1500, "max_tokens": 1500, "ignore_eos": True}
+    body["messages"] = [{"role": "user", "content": "Count."}]
+    headers = {**real.gateway.headers, "x-openwebui-chat-id": "another"}  # so that who waits hears it at once
+    with httpx2.Client(headers=headers, timeout=60) as client, contextlib.ExitStack() as streams:
+        for _ in range(requests):
+            streams.enter_context(client.stream("POST", f"{real.gateway.v1}/chat/completions", json=body))
+        yield
+    eventually(lambda: engine_runs(real) == 0)
+
+
+def turn(real: Served, before: int) -> dict[str, Any]:
+    """How the base model's first turn since then ended."""
+
+    def ended() -> Iterator[dict[str, Any]]:
+        return (entry for entry in accesses(real)[before:] if entry["model"] == BASE and not entry["task"])
+
+    eventually(lambda: any(ended()))
+    return next(ended())
+
+
+def places_of(real: Served, model: str) -> set[tuple[str, str]]:
+    """Where requests for a model were answered: their background task ("" for a person's own turn), the upstream."""
+    return {(entry["task"], entry["upstream"]) for entry in accesses(real) if entry["model"] == model}
+
+
+def test_the_first_person_to_sign_up_is_the_admin(ada: Person) -> None:
+    assert ada.account()["role"] == "admin"
+
+
+def test_the_list_of_models_shows_the_names_that_the_gateway_gives_them(ada: Person) -> None:
+    ada.new_chat(BASE)
+    offered = ada.offered()
+    assert {model: text.partition("\n")[0] for model, text in offered.items()} == NAMES
+    assert f"LoRA adapter on {BASE}" in offered[PIRATE]
+
+
+def test_the_base_model_answers_word_by_word(ada: Person) -> None:
+    ada.new_chat(JSON)
+    ada.choose(BASE)
+    ada.ask(QUESTION)
+    assert "Rome" in ada.answer()
+    ada.ask(LONG)
+    ada.answer()
+    sizes = ada.sizes()
+    assert len(sizes) > 10, "the answer came in few pieces"
+    assert sizes[0] < sizes[-1] / 4
+
+
+def test_base_and_adapter_answer_side_by_side_each_in_its_way(ada: Person, picture: Any) -> None:
+    ada.new_chat(BASE, PIRATE)
+    ada.ask(QUESTION)
+    expect(ada.answers).to_have_count(2)
+    expect(ada.answers.last).to_contain_text("Arr")
+    ada.answer()
+    expect(ada.answers.first).not_to_contain_text("Arr")
+    ada.usage()
+    picture(ada, "open-webui.png")
+
+
+def test_the_info_of_an_answer_holds_speed_cost_and_adapter(ada: Person) -> None:
+    ada.new_chat(PIRATE)
+    ada.ask(QUESTION)
+    assert ada.answer().startswith("Arr")
+    usage = dict(line.split(": ", 1) for line in ada.usage().splitlines())
+    assert float(usage["tokens_per_second"]) > 0
+    assert float(usage["cost"]) > 0
+    assert usage["adapter"].startswith(f'"{PIRATE}@')
+    assert int(usage["prompt_tokens"]) < 100, "Open WebUI sent its tools to a model that has no use for them"
+
+
+def test_background_tasks_go_to_the_model_that_is_configured_for_them(ada: Person, real: Served) -> None:
+    ada.new_chat(JSON)
+    ada.ask(QUESTION)
+    assert ada.answer().startswith("{")
+    eventually(lambda: ("title_generation", "third") in places_of(real, JSON), within=60)
+    assert ("", "local") in places_of(real, JSON)
+    assert {upstream for task, upstream in places_of(real, JSON) if task} == {"third"}
+
+
+def test_who_waits_sees_the_place_in_the_queue_until_the_answer_comes(ada: Person, real: Served) -> None:
+    ada.new_chat(PIRATE)
+    with busy(real, 2):
+        ada.ask(QUESTION)
+        expect(ada.answers).to_contain_text("Queued, position 1")
+    assert "Arr" in ada.answer()
+    expect(ada.answers).not_to_contain_text("Queued")
+
+
+def test_a_gateway_that_is_full_says_so_in_a_sentence(ada: Person, real: Served) -> None:
+    ada.new_chat(PIRATE)
+    with busy(real, 3):
+        ada.ask(QUESTION)
+        sentence = "The upstream 'local' has 2 requests and 1 more are waiting; try again in a moment."
+        expect(ada.answers).to_have_text(sentence, use_inner_text=True)
+
+
+def test_stop_in_mid_answer_reaches_the_engine(ada: Person, real: Served) -> None:
+    before = len(accesses(real))
+    ada.new_chat(BASE)
+    ada.ask(LONG)
+    eventually(lambda: len(ada.sizes()) > 3)
+    ada.stop()
+    eventually(lambda: engine_runs(real) == 0, within=STOPPED)
+    assert turn(real, before)["reason"] == "client_cancel"
+
+
+def test_stop_before_the_first_word_reaches_the_engine(ada: Person, real: Served) -> None:
+    before = len(accesses(real))
+    ada.new_chat(BASE)
+    ada.ask(" ".join(map(str, range(100, 550))))  # 1,800 tokens to read
+    eventually(lambda: engine_runs(real) == 1)
+    ada.stop()
+    eventually(lambda: engine_runs(real) == 0, within=STOPPED)
+    ended = turn(real, before)
+    assert ended["reason"] == "client_cancel"
+    assert ended["ttft_ms"] is None
+
+
+def test_stop_in_the_queue_gives_the_place_up(ada: Person, real: Served) -> None:
+    ada.new_chat(BASE)
+    with busy(real, 2):
+        ada.ask(QUESTION)
+        eventually(lambda: waiting(real) == 1)
+        ada.stop()
+        eventually(lambda: waiting(real) == 0, within=STOPPED)
+
+
+def test_a_second_person_sees_the_models_without_any_grant(ada: Person, enter: Callable[[str], Person]) -> None:
+    ada.let_others_sign_up()
+    bob = enter("Bob")
+    bob.sign_up()
+    assert bob.account()["role"] == "user"
+    assert bob.offered().keys() == NAMES.keys()
+    bob.new_chat(PIRATE)
+    bob.ask(QUESTION)
+    assert "Arr" in bob.answer()
