@@ -99,7 +99,11 @@ def parse_models(body: bytes | None) -> tuple[ListedModel, ...]:
 
 
 class OpenAIDecoder:
-    """Relays the payload bytes of each event as they are; changes only the model's name, and holds the usage back."""
+    """Relays the payload bytes of each event as they are; changes only the model's name, and holds the usage back.
+
+    Clients rely on one `id` and one `created` for a whole stream: where an upstream moves on (llama.cpp's `created` is
+    the time of each chunk), the first ones stay.
+    """
 
     __slots__ = (
         "_finish",
@@ -192,7 +196,7 @@ class OpenAIDecoder:
                 return b""
         if not self._head:
             self._head = {key: event[key] for key in ("id", "object", "created") if key in event}
-        changed = _unfit(event)
+        changed = _unfit(event) or not self._same(event)
         for choice in choices or ():
             if not isinstance(choice, dict):
                 raise faults.protocol("The upstream sent a choice that is not a JSON object.")
@@ -211,8 +215,12 @@ class OpenAIDecoder:
             elif delta is None and "delta" in choice:
                 changed = True
         if changed:
-            return orjson.dumps(_fit(event, self._model))
+            return orjson.dumps(_fit({**event, **self._head}, self._model))
         return rename_model(payload, event, self._model)
+
+    def _same(self, event: dict[str, Any]) -> bool:
+        head = self._head
+        return event.get("created") == head.get("created") and event.get("id") == head.get("id")
 
 
 def _has_content(delta: Any) -> bool:

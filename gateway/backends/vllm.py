@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.backends import parameters
+from gateway.backends import faults, parameters
 from gateway.backends.openai import OpenAI
 from gateway.domain.call import Call, Endpoint
 from gateway.domain.errors import Reason, UpstreamFault
@@ -23,11 +23,15 @@ class VLLM(OpenAI):
         return super().path(call, upstream)
 
     def fault(self, call: Call, target: Target, status: int, body: bytes) -> UpstreamFault:
-        """A 404 for a name that the gateway chose means that the engine lost it, which is no mistake of the client."""
+        """A 404 for a name that the gateway chose means that the engine lost it, which is no mistake of the client; any
+        other, that the engine does not serve this endpoint for its kind of model."""
         if status == 404 and b"does not exist" in body:
             return UpstreamFault(
                 f"The model '{call.model}' is not loaded in its engine at the moment; it is being loaded again.",
                 reason=Reason.UPSTREAM_STATUS, retryable=True, status=503, code="model_not_loaded",
                 upstream_status=status, retry_after=2, should_retry=True,
             )  # fmt: skip
+        if status == 404:
+            message = f"The model '{call.model}' has no {call.endpoint.value}: its engine does not offer it."
+            return faults.of_status(call, target, status, message, code="unsupported_endpoint")
         return super().fault(call, target, status, body)

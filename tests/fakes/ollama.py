@@ -109,7 +109,7 @@ class OllamaServer(Upstream):
         self._load(name, model, body, answer.done_reason)
         self.cuts.append(answer.cut)
         form = dialect.chat_object if chat else dialect.generate_object
-        end = {"done": True} | dialect.ending(answer, seconds=0.05)
+        end = {"done": True} | dialect.ending(answer, model, seconds=0.05)
         if chat or body.get("raw") or answer.done_reason in ("load", "unload"):
             context: dict[str, Any] = {}
         else:

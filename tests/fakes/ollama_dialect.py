@@ -25,7 +25,8 @@ class Model:
     """A model of the server.
 
     `rendered`: Ollama's own renderer and parser, which send each tool call in an object of its own; otherwise
-    llama-server's template, whose tool calls come with the last object.  `trained`: its longest context.
+    llama-server's template, whose tool calls come with the last object.  `trained`: its longest context.  `counted`
+    false: its answers have no counters, as those of old versions for a prompt that they remembered.
     """
 
     capabilities: tuple[str, ...] = ("completion", "tools")
@@ -33,6 +34,7 @@ class Model:
     thoughts: tuple[str, ...] = ("Let", " me", " see.")
     trained: int = 131_072
     rendered: bool = False
+    counted: bool = True
     dimensions: int = 8
 
     def lacks(self, capability: str) -> bool:
@@ -280,7 +282,7 @@ def in_objects(answer: Answer, model: Model) -> Iterator[tuple[Said, bool]]:
     yield Said(), True
 
 
-def ending(answer: Answer, seconds: float) -> dict[str, Any]:
+def ending(answer: Answer, model: Model, seconds: float) -> dict[str, Any]:
     """The keys of the last object; counters and durations that are 0 are left out."""
     metrics = {
         "total_duration": round(seconds * 1e9),
@@ -290,6 +292,6 @@ def ending(answer: Answer, seconds: float) -> dict[str, Any]:
         "eval_count": answer.tokens,
         "eval_duration": round(seconds * 5e8) if answer.tokens else 0,
     }
-    if answer.done_reason in ("load", "unload"):
+    if answer.done_reason in ("load", "unload") or not model.counted:
         metrics = {}
     return {"done_reason": answer.done_reason} | {name: value for name, value in metrics.items() if value}

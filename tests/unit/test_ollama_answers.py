@@ -39,7 +39,7 @@ def stream_of(model: Model, request: dict[str, Any], chat: bool = True) -> bytes
     lines = []
     for said, last in dialect.in_objects(answer, model):
         probabilities = {"logprobs": list(said.logprobs)} if said.logprobs else {}
-        end = dialect.ending(answer, 0.05) if last else {}
+        end = dialect.ending(answer, model, 0.05) if last else {}
         lines.append(form("m:1b", CREATED, said) | {"done": last} | end | probabilities)
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
