@@ -114,6 +114,38 @@ class ClientConnection:
             callback()
 
 
+class _AnswerTransport(asyncio.Transport):
+    """The transport as one request's answer sees it: its head waits for the first piece of its body, so that both
+    leave in one system call and one packet.  uvicorn writes each for itself, and uvloop sends what is written at once.
+    """
+
+    __slots__ = ("_head", "_transport")
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None  # b"" when it has left
+
+    def write(self, data: bytes) -> None:  # type: ignore[override]
+        if self._head is None and not data.startswith(b"HTTP/1.1 100"):
+            self._head = data
+            return
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            self._transport.write(data)
+
+    def close(self) -> None:
+        if not self._transport.is_closing():
+            self.write(b"")  # a head that waits
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return self._transport.get_extra_info(name, default)
+
+
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with limits.  Made by `guarded`."""
 
@@ -213,6 +245,7 @@ class GuardedProtocol(HttpToolsProtocol):
         client = ClientConnection()
         self.scope["extensions"] = {"gateway": cast(Any, client)}
         super().on_headers_complete()
+        self.cycle.transport = _AnswerTransport(self.transport)
         client.begin(self.cycle)
         self._unfinished.append((client, self.cycle))
         if len(self._unfinished) > 1:
@@ -241,7 +274,8 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        client, _ = self._unfinished.popleft()
+        client, cycle = self._unfinished.popleft()
+        cycle.transport.write(b"")  # an answer to HEAD is a head that nothing follows
         client.finish()
         super().on_response_complete()
 
