@@ -152,7 +152,7 @@ class OpenAIDecoder:
             return _DONE
         chunk = self._usage_chunk
         reported = chunk.get("usage") or usage.as_openai()
-        event = {**self._head, **chunk, "model": self._model, "choices": [], "usage": {**reported, **extras}}
+        event = {**chunk, **self._head, "model": self._model, "choices": [], "usage": {**reported, **extras}}
         return b"data: " + orjson.dumps(event) + b"\n\n" + _DONE
 
     def _relay(self, payloads: list[bytes]) -> bytes:
@@ -194,9 +194,10 @@ class OpenAIDecoder:
                 if usage is not None:
                     self._usage_chunk = _fit(event, self._model) if _unfit(event) else event
                 return b""
-        if not self._head:
-            self._head = {key: event[key] for key in ("id", "object", "created") if key in event}
-        changed = _unfit(event) or not self._same(event)
+        head = self._head
+        if not head:
+            head = self._head = {key: event[key] for key in ("id", "object", "created") if key in event}
+        changed = event.get("created") != head.get("created") or event.get("id") != head.get("id") or _unfit(event)
         for choice in choices or ():
             if not isinstance(choice, dict):
                 raise faults.protocol("The upstream sent a choice that is not a JSON object.")
@@ -215,12 +216,8 @@ class OpenAIDecoder:
             elif delta is None and "delta" in choice:
                 changed = True
         if changed:
-            return orjson.dumps(_fit({**event, **self._head}, self._model))
+            return orjson.dumps(_fit({**event, **head}, self._model))
         return rename_model(payload, event, self._model)
-
-    def _same(self, event: dict[str, Any]) -> bool:
-        head = self._head
-        return event.get("created") == head.get("created") and event.get("id") == head.get("id")
 
 
 def _has_content(delta: Any) -> bool:
