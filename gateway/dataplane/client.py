@@ -37,8 +37,9 @@ class ConnectionDied(Exception):
 class Connection(asyncio.Protocol):
     """One connection; at most one request at a time.  It closes itself on anything that it did not ask for."""
 
-    def __init__(self, client: UpstreamClient) -> None:
+    def __init__(self, client: UpstreamClient, loop: asyncio.AbstractEventLoop) -> None:
         self._client = client
+        self._loop = loop
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -46,7 +47,7 @@ class Connection(asyncio.Protocol):
         self._busy = False
         self._closed = False
         self._paused = False
-        self.idle_since = 0.0  # the loop's time
+        self._idle_since = 0.0  # the loop's time
         self._reset()
 
     def _reset(self) -> None:
@@ -66,6 +67,11 @@ class Connection(asyncio.Protocol):
     def usable(self) -> bool:
         """Whether another request may be sent on it."""
         return not self._closed and self._transport is not None and not self._transport.is_closing()
+
+    @property
+    def fresh(self) -> bool:
+        """Whether it is usable and has not rested for too long."""
+        return self.usable and self._loop.time() - self._idle_since < _MAX_REST
 
     # -- what the pipeline calls
 
@@ -124,7 +130,7 @@ class Connection(asyncio.Protocol):
         if self._complete and self._fault is None:
             self._idle()
         elif linger and self._fault is None and not self._closed and self._framed:
-            self._linger = asyncio.get_running_loop().call_later(_LINGER, self.abort)
+            self._linger = self._loop.call_later(_LINGER, self.abort)
             if self._paused and self._transport is not None:
                 self._paused = False
                 self._transport.resume_reading()
@@ -146,12 +152,13 @@ class Connection(asyncio.Protocol):
             self._linger = None
         self._busy = False
         if self.usable and self._framed and self._keep_alive:
+            self._idle_since = self._loop.time()
             self._client.give_back(self)
         else:
             self.abort()
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        self._waiter = self._loop.create_future()
         try:
             await self._waiter
         finally:
@@ -315,7 +322,6 @@ class UpstreamClient:
     def give_back(self, connection: Connection) -> None:
         """A connection that can take another request."""
         if len(self._idle) < _MAX_IDLE and not self._closed:
-            connection.idle_since = asyncio.get_running_loop().time()
             self._idle.append(connection)
         else:
             connection.abort()
@@ -332,19 +338,19 @@ class UpstreamClient:
             self._idle.pop().abort()
 
     def _take(self) -> Connection | None:
-        oldest = asyncio.get_running_loop().time() - _MAX_REST
         while self._idle:
             connection = self._idle.pop()
-            if connection.usable and connection.idle_since > oldest:
+            if connection.fresh:
                 return connection
             connection.abort()
         return None
 
     async def _connect(self) -> Connection:
         upstream = self.upstream
+        loop = asyncio.get_running_loop()
         try:
-            _, connection = await asyncio.get_running_loop().create_connection(
-                lambda: Connection(self),
+            _, connection = await loop.create_connection(
+                lambda: Connection(self, loop),
                 upstream.host,
                 upstream.port,
                 ssl=self._ssl,
