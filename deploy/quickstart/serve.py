@@ -31,6 +31,9 @@ GPU_KV_CACHE = "4G"
 ADAPTER_PATIENCE = 60.0
 """Seconds that the adapters may take once the base model is ready, before it goes on without them."""
 
+OPEN_WEBUI_HEADERS = json.dumps({"0": {"enable": True, "headers": {"X-OpenWebUI-Task": "{{TASK}}"}}})
+"""By these the gateway knows Open WebUI: it sends status lines, tokens per second and cost, and routes its tasks."""
+
 QUESTION = "What is the capital of Italy?"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 """For the gateway on this machine: a proxy of the environment is not asked."""
@@ -92,7 +95,9 @@ Try it:
 
 Open WebUI (installed by: pip install open-webui):
 
-  OPENAI_API_BASE_URLS={url}/v1 OPENAI_API_KEYS={key} ENABLE_OLLAMA_API=false open-webui serve --port 3000
+  OPENAI_API_BASE_URLS={url}/v1 OPENAI_API_KEYS={key} \\
+    OPENAI_API_CONFIGS='{OPEN_WEBUI_HEADERS}' \\
+    ENABLE_OLLAMA_API=false BYPASS_MODEL_ACCESS_CONTROL=true open-webui serve --host 127.0.0.1 --port 3000
 
 Ctrl-C stops the gateway and its engine.
 """
