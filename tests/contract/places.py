@@ -56,8 +56,8 @@ def _openai() -> OpenAIUpstream:
     special: dict[str, Behaviour] = {
         "slow": Script(itl=0.02),
         "sliced": Script(slices=1),
-        "cut": Script(after=2, fault=faults.cut),
-        "errs": Script(after=2, fault=failing),
+        "cut": Script(itl=0.01, after=2, fault=faults.cut),
+        "errs": Script(itl=0.01, after=2, fault=failing),
         "hangs": faults.hang,
         "uncounted": Script(usage=lambda usage: None),
         **{f"status-{status}": faults.refuse(status) for status in STATUSES},
@@ -70,8 +70,8 @@ def _ollama() -> OllamaServer:
     paces = {
         "slow": Pace(itl=0.02),
         "sliced": Pace(slices=1),
-        "cut": Pace(after=2, fault=faults.cut),
-        "errs": Pace(after=2, fault=error_line("scripted")),
+        "cut": Pace(itl=0.01, after=2, fault=faults.cut),
+        "errs": Pace(itl=0.01, after=2, fault=error_line("scripted")),
         "hangs": Pace(instead=faults.hang),
         **{f"status-{status}": Pace(instead=refusal(status, "scripted")) for status in STATUSES},
     }
