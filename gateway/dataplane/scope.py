@@ -60,9 +60,9 @@ class Scope:
         self._arm()
 
     def limit(self, total: float) -> None:
-        """The whole request, all its attempts together, may take so many seconds from now."""
+        """The whole request, all its attempts together, may take so many seconds from now.  Said before `enter`, which
+        sets the timer."""
         self._total_due = self._loop.time() + total
-        self._arm()
 
     def streaming(self, byte_idle: float, token_idle: float, event: bool) -> None:
         """Bytes came, and with `event` something that is worth waiting for."""

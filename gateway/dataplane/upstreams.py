@@ -37,10 +37,13 @@ class Upstreams:
         live = self._live.get(upstream.name)
         if live is None:
             live = self._live[upstream.name] = LiveUpstream(upstream)
-        elif live.client.upstream is not upstream and live.client.upstream != upstream:
-            live.client.close()
-            live.client = UpstreamClient(upstream)
-            live.slots.bounds = upstream.concurrency
+        elif live.client.upstream is not upstream:
+            if live.client.upstream == upstream:
+                live.client.upstream = upstream  # so that the next look need not compare them
+            else:
+                live.client.close()
+                live.client = UpstreamClient(upstream)
+                live.slots.bounds = upstream.concurrency
         return live
 
     def items(self) -> list[tuple[str, LiveUpstream]]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from datetime import UTC, datetime
 from typing import Any, TextIO
 
 import orjson
@@ -25,7 +26,7 @@ class JSONLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         line: dict[str, Any] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")[:-6] + "Z",
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
@@ -53,6 +54,8 @@ class Pretty(logging.Formatter):
 
 def configure(level: str, form: str, stream: TextIO | None = None) -> None:
     """Sends the records of the `gateway` loggers to stderr.  `form`: json, pretty, or auto (pretty on a terminal)."""
+    # Nobody prints these, and each is looked up for each record ("Optimization" in the manual of `logging`).
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     stream = stream or sys.stderr
     pretty = form == "pretty" or (form == "auto" and stream.isatty())
     output = logging.StreamHandler(stream)
