@@ -32,6 +32,6 @@ class VLLM(OpenAI):
                 upstream_status=status, retry_after=2, should_retry=True,
             )  # fmt: skip
         if status == 404:
-            message = f"The model '{call.model}' has no {call.endpoint.value}: its engine does not offer it."
+            message = f"The model '{call.model}' has no {call.endpoint.name.lower()}: its engine does not offer it."
             return faults.of_status(call, target, status, message, code="unsupported_endpoint")
         return super().fault(call, target, status, body)
