@@ -41,6 +41,10 @@ def build(
     async def refused(request: Request, error: GatewayError) -> Response:
         return _json(error.body(), error.status, {name.decode(): value.decode() for name, value in error.headers()})
 
+    @app.exception_handler(Exception)
+    async def failed(request: Request, error: Exception) -> Response:
+        return _json(GatewayError("The gateway failed to serve this request.").body(), 500)
+
     @app.get("/v1/models")
     async def models() -> Response:
         cards = b",".join(snapshots.current.cards.values())

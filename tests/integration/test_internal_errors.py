@@ -1,0 +1,37 @@
+"""A fault of our own is told in OpenAI's form too, and says nothing of what is inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx2
+
+from gateway.api import pages
+from gateway.dataplane.upstreams import SnapshotHolder
+from gateway.telemetry.metrics import Metrics
+
+SECRET = "what is inside"
+
+
+class Broken:
+    """An administration that fails."""
+
+    def upstreams(self) -> list[dict[str, Any]]:
+        raise RuntimeError(SECRET)
+
+    adapters = upstreams
+
+    def config(self) -> dict[str, Any]:
+        raise RuntimeError(SECRET)
+
+
+async def test_a_page_that_fails_is_a_500_in_openais_form() -> None:
+    app = pages.build(SnapshotHolder(), Metrics(), Broken(), lambda: False)
+    transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
+        for path in ("/admin/v1/upstreams", "/admin/v1/adapters", "/admin/v1/config"):
+            answer = await client.get(path)
+            assert answer.status_code == 500
+            assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+            assert answer.headers["x-request-id"]
+            assert SECRET not in answer.text
