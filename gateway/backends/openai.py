@@ -183,7 +183,7 @@ class OpenAIDecoder:
         if event.get("error"):
             raise faults.broke_off(_error_status(event["error"]))
         choices = event.get("choices")
-        if choices is None and "usage" not in event:
+        if choices is None and event.get("usage") is None:
             return b""  # no shape that a client of this API knows
         if choices and not isinstance(choices, list):
             raise faults.protocol("The upstream sent choices that are not a list.")
