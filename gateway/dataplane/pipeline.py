@@ -226,6 +226,4 @@ def client_of(headers: Mapping[bytes, bytes]) -> Client:
     """
     task = headers.get(b"x-openwebui-task", b"").decode("latin-1")[:64]
     openwebui = any(name.startswith(b"x-openwebui-") for name in headers)
-    return Client(
-        openwebui=openwebui, task=task, chat_id=headers.get(b"x-openwebui-chat-id", b"").decode("latin-1")[:128]
-    )
+    return Client(openwebui=openwebui, task=task)

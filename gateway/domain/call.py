@@ -28,7 +28,6 @@ class Client:
 
     openwebui: bool = False
     task: str = ""
-    chat_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
