@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
 from gateway.backends import faults, parameters
+from gateway.backends.base import UpstreamRequest
 from gateway.backends.openai import OpenAI
 from gateway.domain.call import Call, Endpoint
 from gateway.domain.errors import Reason, UpstreamFault
@@ -15,6 +20,14 @@ class VLLM(OpenAI):
     kind = "vllm"
     endpoints = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS, Endpoint.TOKENIZE})
     known = parameters.VLLM
+
+    def prepare(self, call: Call, target: Target, upstream: Upstream) -> UpstreamRequest:
+        """As OpenAI's.  Open WebUI's "Continue" ends with the assistant's own words: they are gone on with, where vLLM
+        would begin another answer."""
+        if call.client.openwebui and call.endpoint is Endpoint.CHAT and _unfinished(call.body["messages"][-1]):
+            continued = {"continue_final_message": True, "add_generation_prompt": False}
+            call = replace(call, body={**continued, **call.body})
+        return super().prepare(call, target, upstream)
 
     def path(self, call: Call, upstream: Upstream) -> str:
         """`/tokenize` lies beside `/v1`, not below it."""
@@ -35,3 +48,7 @@ class VLLM(OpenAI):
             message = f"The model '{call.model}' has no {call.endpoint.name.lower()}: its engine does not offer it."
             return faults.of_status(call, target, status, message, code="unsupported_endpoint")
         return super().fault(call, target, status, body)
+
+
+def _unfinished(message: Mapping[str, Any]) -> bool:
+    return message["role"] == "assistant" and bool(message.get("content")) and not message.get("tool_calls")

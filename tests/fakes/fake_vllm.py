@@ -172,14 +172,14 @@ class Server:
         message = {"role": "assistant", "content": f"I am {model}."}
         choice = {"index": 0, "message": message, "finish_reason": "stop"}
         usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
-        return 200, {
-            "id": "chatcmpl-1",
-            "object": "chat.completion",
-            "created": 1,
-            "model": model,
-            "choices": [choice],
-            "usage": usage,
-        }
+        answer = {"id": "chatcmpl-1", "object": "chat.completion", "created": 1, "model": model}
+        if not body.get("stream"):
+            return 200, answer | {"choices": [choice], "usage": usage}
+        said = {"choices": [{"index": 0, "delta": message, "finish_reason": "stop"}]}
+        events = [
+            answer | {"object": "chat.completion.chunk"} | part for part in (said, {"choices": [], "usage": usage})
+        ]
+        return 200, "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
 
 
 def error(message: str, kind: str, code: int, param: str | None = None) -> dict[str, Any]:
@@ -221,7 +221,8 @@ def serve(listener: socket.socket, server: Server) -> None:
             plain = isinstance(answer, str)
             text = str(answer) if plain else json.dumps(answer)
             self.send_response(status)
-            self.send_header("content-type", "text/plain" if plain else "application/json")
+            kind = "text/event-stream" if text.startswith("data: ") else "text/plain"
+            self.send_header("content-type", kind if plain else "application/json")
             self.send_header("content-length", str(len(text.encode())))
             self.end_headers()
             self.wfile.write(text.encode())
