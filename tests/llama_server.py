@@ -27,8 +27,8 @@ def main(model: str, port: int) -> None:
     params.use_jinja = True
     params.embedding = False
     params.api_keys = ["sk-llama-third-party-0123456789"]
-    server = xllamacpp.Server(params)
-    print(server.listening_address, flush=True)
+    server = xllamacpp.Server(params)  # serves while it is kept
+    sys.stderr.write(f"{server.listening_address}\n")
     signal.pause()
 
 
