@@ -18,13 +18,16 @@ serve: $(ENV)   ## a ready gateway with a small model and two adapters, on http:
 test: $(DEV) engine ## every test that needs no GPU, the real-engine ones included
 	$(BIN)/python -m pytest
 
-check: $(DEV)   ## format, lint, types, import contracts, dead code, Dockerfile
+check: $(DEV)   ## format, lint, types, import contracts, dead code, images, compose file
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy bench/*.py
+	$(BIN)/mypy deploy/engine/*.py deploy/quickstart/*.py
 	$(BIN)/lint-imports
 	$(BIN)/vulture
-	$(BIN)/hadolint Dockerfile
+	$(BIN)/hadolint Dockerfile deploy/engine/Dockerfile.cpu
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec deploy/compose.yaml
 
 bench: $(DEV)   ## the gateway beside the bare upstream, nginx and LiteLLM, as ratios
 	$(BIN)/python bench/run.py
