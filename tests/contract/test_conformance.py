@@ -220,7 +220,7 @@ async def test_embeddings_are_the_same_packed_or_not(fake: Place) -> None:
 async def test_an_endpoint_that_a_kind_has_not_is_a_clear_error(fake: Place) -> None:
     reply = await post(fake, {"prompt": "One"}, "/tokenize")
     assert reply.status in ((400,) if fake.kind != "vllm" else (404,)), reply.body
-    assert "/tokenize" in reply.error["message"]
+    assert "tokenize" in reply.error["message"]
 
 
 async def test_the_key_that_is_sent_upstream_is_never_the_clients(fake: Place) -> None:
