@@ -227,7 +227,7 @@ class OllamaOptions(Section):
     """Options that Ollama gets with every request."""
 
     num_ctx: Tokens | None = None
-    """Context to load a model with.  Without it Ollama decides, and silently cuts longer prompts."""
+    """Context to load a model with; without it Ollama decides.  A longer prompt is answered with 400."""
     keep_alive: Annotated[str | int | None, BeforeValidator(values.keep_alive)] = None
     """How long a model stays loaded: seconds or "10m"; -1 for ever, 0 not at all."""
     think: Annotated[
