@@ -34,7 +34,7 @@ def test_a_step_says_how_it_ended_and_how_long_it_took() -> None:
 
 def test_a_command_s_lines_are_handed_on_and_its_failure_carries_the_last_of_them() -> None:
     lines: list[str] = []
-    program = "import sys; [print(n) for n in range(100)]; sys.exit('out of paper')"
+    program = "import sys; [print(n, flush=True) for n in range(100)]; sys.exit('out of paper')"
     with pytest.raises(StepError) as raised:
         run([sys.executable, "-c", program], lines.append)
     assert lines == [*map(str, range(100)), "out of paper"]
