@@ -140,22 +140,23 @@ class Connection(asyncio.Protocol):
     def abort(self) -> None:
         """Closes the socket at once: this is how an upstream learns that nobody wants its answer."""
         self._busy = False
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger = None
+        self._stop_linger()
         if self._transport is not None and not self._closed:
             self._transport.abort()
 
     def _idle(self) -> None:
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger = None
+        self._stop_linger()
         self._busy = False
         if self.usable and self._framed and self._keep_alive:
             self._idle_since = self._loop.time()
             self._client.give_back(self)
         else:
             self.abort()
+
+    def _stop_linger(self) -> None:
+        if self._linger is not None:
+            self._linger.cancel()
+            self._linger = None
 
     async def _wait(self) -> None:
         self._waiter = self._loop.create_future()
@@ -215,9 +216,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._closed = True
-        if self._linger is not None:
-            self._linger.cancel()
-            self._linger = None
+        self._stop_linger()
         self._client.forget(self)
         self._wake()
 

@@ -8,11 +8,11 @@ import time
 from gateway.backends import BACKENDS
 from gateway.backends.base import Backend, DecodeFault, Decoder, UpstreamRequest
 from gateway.dataplane.client import Connection, connect_fault
-from gateway.dataplane.metering import Record, display_extras, estimate
+from gateway.dataplane.metering import Record, answer_tokens, display_extras, estimate
 from gateway.dataplane.reply import Reply
 from gateway.dataplane.scope import Scope
 from gateway.dataplane.upstreams import LiveUpstream
-from gateway.domain.call import Call, Endpoint
+from gateway.domain.call import Call
 from gateway.domain.errors import InvalidRequest, Overloaded, Reason, UpstreamFault
 from gateway.domain.snapshot import Target, Upstream
 from gateway.domain.usage import Usage
@@ -24,8 +24,6 @@ _MAX_RETRY_AFTER = 120.0  # seconds; beyond it the OpenAI SDK gives up at once
 _CREDENTIAL = 12  # characters; a header's shorter value is an ordinary word that an error may well hold
 _TLS = 3.0  # seconds on top of the connect time-out
 _STATUS_EVERY = 1.0  # seconds between two looks at the place of one who waits and is told of it
-_ENVELOPE = 400  # bytes of a whole answer that are not text
-_BYTES_PER_TOKEN = 4
 _TIMEOUTS = (Reason.UPSTREAM_CONNECT, Reason.UPSTREAM_TTFT, Reason.LIMIT)
 
 
@@ -171,7 +169,7 @@ class Attempt:
         answer = self._backend.answer(self._call, self._target, body)
         record = self._record
         record.first_byte = record.last_byte = time.monotonic()
-        record.usage = answer.usage or estimate(self._call, _answer_tokens(self._call, answer.body))
+        record.usage = answer.usage or estimate(self._call, answer_tokens(self._call, answer.body))
         record.status = 200
         record.settle(Reason.COMPLETED, self._metrics, self._scope.phase)
         await self._reply.whole(200, answer.body, self._headers(request))
@@ -225,10 +223,3 @@ def _retry_after(headers: list[tuple[bytes, bytes]]) -> float | None:
         if name == b"retry-after" and value.isdigit() and len(value) < 6:
             return min(float(value), _MAX_RETRY_AFTER)
     return None
-
-
-def _answer_tokens(call: Call, body: bytes) -> int:
-    """An estimate for a whole answer without usage: its text by its size; embeddings generate nothing."""
-    if call.endpoint not in (Endpoint.CHAT, Endpoint.COMPLETIONS):
-        return 0
-    return max(0, len(body) - _ENVELOPE) // _BYTES_PER_TOKEN

@@ -7,13 +7,15 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway.domain.call import Call
+from gateway.domain.call import Call, Endpoint
 from gateway.domain.errors import Reason
 from gateway.domain.snapshot import Target
 from gateway.domain.usage import Usage
 from gateway.telemetry.metrics import Metrics
 
-_BYTES_PER_TOKEN = 4  # English text; only for prompts of upstreams that report no usage
+# For upstreams that report no usage.
+_BYTES_PER_TOKEN = 4  # English text
+_ENVELOPE = 400  # bytes of a whole answer that are not text
 
 _access = logging.getLogger("gateway.access")
 
@@ -43,6 +45,12 @@ class Record:
         self.adapter = target.adapter or ""
         self.attempts += 1
 
+    def inter_token(self, usage: Usage) -> float | None:
+        """Mean seconds between two tokens; None for an answer that had no two of them."""
+        if usage.completion > 1 and self.first_byte is not None and self.last_byte is not None:
+            return (self.last_byte - self.first_byte) / (usage.completion - 1)
+        return None
+
     def settle(self, reason: Reason, metrics: Metrics, phase: str) -> None:
         """The terminal step.  The first call counts; the access log and the metrics then hold this request."""
         if self.settled:
@@ -51,9 +59,7 @@ class Record:
         now = time.monotonic()
         usage = self.usage
         ttft = None if self.first_byte is None else self.first_byte - self.started
-        inter_token = None
-        if usage is not None and usage.completion > 1 and self.first_byte is not None and self.last_byte is not None:
-            inter_token = (self.last_byte - self.first_byte) / (usage.completion - 1)
+        inter_token = None if usage is None else self.inter_token(usage)
         if reason in (Reason.CLIENT_CANCEL, Reason.SLOW_CLIENT):
             metrics.cancelled(phase)
         metrics.request(
@@ -98,6 +104,13 @@ def estimate(call: Call, completion: int) -> Usage:
     return Usage(prompt=call.size // _BYTES_PER_TOKEN, completion=completion, estimated=True)
 
 
+def answer_tokens(call: Call, body: bytes) -> int:
+    """An estimate for a whole answer without usage: its text by its size; embeddings generate nothing."""
+    if call.endpoint not in (Endpoint.CHAT, Endpoint.COMPLETIONS):
+        return 0
+    return max(0, len(body) - _ENVELOPE) // _BYTES_PER_TOKEN
+
+
 def display_extras(call: Call, target: Target, record: Record, usage: Usage) -> dict[str, Any]:
     """Keys that Open WebUI shows beside an answer's usage; no other client gets them."""
     if not call.client.openwebui:
@@ -105,11 +118,10 @@ def display_extras(call: Call, target: Target, record: Record, usage: Usage) -> 
     extras: dict[str, Any] = {"upstream": target.upstream}
     if target.adapter:
         extras["adapter"] = target.adapter
-    if record.first_byte is not None and record.last_byte is not None:
-        seconds = record.last_byte - record.first_byte
+    if record.first_byte is not None:
         extras["time_to_first_token_ms"] = round((record.first_byte - record.started) * 1000)
-        if seconds > 0 and usage.completion > 1:
-            extras["tokens_per_second"] = round((usage.completion - 1) / seconds, 1)
+        if seconds := record.inter_token(usage):
+            extras["tokens_per_second"] = round(1 / seconds, 1)
     if target.price is not None:
         cost = (usage.prompt * target.price.input + usage.completion * target.price.output) / 1e6
         extras["cost"] = round(cost, 8)
