@@ -72,7 +72,9 @@ class AdapterStatus:
 
     `version` is the first 12 hex digits of `digest`; both are "" while the content is not known.  `path` is its
     folder in the store.  `base` is what the adapter says it was trained on.  `upstreams` are those that it fits,
-    `refused` those of them that do not take it, and why.  `current`: the adapter's plain name points to this version.
+    `refused` those of them that do not take it, and why.  `held`: those of them that a request for it may be sent to
+    now.  `current`: the adapter's plain name points to this version; `canary`: the percentage of the plain name's
+    traffic that this other version gets.
     """
 
     name: str
@@ -84,7 +86,9 @@ class AdapterStatus:
     reason: str = ""
     upstreams: tuple[str, ...] = ()
     refused: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    held: frozenset[str] = frozenset()
     current: bool = False
+    canary: float = 0.0
 
     @property
     def engine_name(self) -> str:
@@ -93,15 +97,18 @@ class AdapterStatus:
 
     @property
     def routed(self) -> bool:
-        """Whether requests may name it: on its way, serving, or as long as its plain name points to it."""
-        return self.current or self.phase in (Phase.LOADING, Phase.READY)
+        """Whether requests may name it: on its way, serving, loaded when it is asked for, or as long as its plain name
+        points to it."""
+        return self.current or self.phase in (Phase.LOADING, Phase.READY, Phase.UNLOADED)
 
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """Everything at one moment.  `started`: when the control plane started, as Unix time."""
+    """Everything at one moment.  `salts`: of the names whose traffic is split.  `started`: when the control plane
+    started, as Unix time."""
 
     upstreams: Mapping[str, UpstreamStatus] = field(default_factory=lambda: MappingProxyType({}))
     adapters: tuple[AdapterStatus, ...] = ()
+    salts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     now: float = 0.0
     started: int = 0

@@ -222,7 +222,7 @@ class ControlPlane:
         known = all_held_against(self._registry.known, hosts)
         before = {name: held_against(version, hosts) for name, version in self._current.items()}
         troubles = {name: reconciler.troubles for name, reconciler in self._reconcilers.items()}
-        observed = Observed(MappingProxyType(upstreams), (), time.monotonic(), self._observed.started)
+        observed = Observed(MappingProxyType(upstreams), now=time.monotonic(), started=self._observed.started)
         taken = model_names(self._config, observed)
         servable = {name: entry for name, entry in known.items() if name not in taken}
         current = point(before, servable, upstreams, troubles)

@@ -201,6 +201,7 @@ def _of_version(
         reason=reason,
         upstreams=version.upstreams,
         refused=MappingProxyType(refused),
+        held=frozenset(name for name in version.upstreams if name in upstreams and adapter in upstreams[name].held),
         current=current and not taken,
     )
 

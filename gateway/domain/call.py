@@ -24,10 +24,12 @@ class Client:
 
     `openwebui`: it is Open WebUI, which alone understands status events and extra usage keys.
     `task`: Open WebUI's name for a background task (`title_generation` …), "" for a person's own turn.
+    `chat`: Open WebUI's identifier of the chat, "" where there is none.
     """
 
     openwebui: bool = False
     task: str = ""
+    chat: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,4 +48,5 @@ class Call:
     wants_usage: bool
     principal: Principal
     client: Client
+    sticky: str = ""  # what the caller is known by when a name's traffic is split: the chat, the user, or the key
     size: int = 0  # bytes of the body as it came; the base of an estimated prompt count

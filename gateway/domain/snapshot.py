@@ -69,6 +69,7 @@ class Upstream:
     `host` may be an IPv6 address without brackets.  `path` is the base path without a trailing slash (`/v1`, or "").
     `headers` are sent with each request (names lower-case); their values are secrets, because the key is among them.
     `query` is appended to each request's path (Azure's `api-version=…`), without "?".
+    `max_loras`: different adapters that it can compute with at once, 0 for no limit.
     `options` belong to the backend (Ollama's `num_ctx`, `keep_alive` …).
     """
 
@@ -83,6 +84,7 @@ class Upstream:
     ca_file: str | None = None
     timeouts: Timeouts = Timeouts()
     concurrency: Concurrency = Concurrency()
+    max_loras: int = 0
     options: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
 
 
@@ -118,11 +120,31 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """Another version that gets a share of a name's traffic, and where it is answered, in order.  `below`: callers
+    whose share (see `Split`) is below this, and not below that of the variant before it, are its own."""
+
+    below: float
+    targets: tuple[Target, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """How a name's callers are divided.  A caller's share, in [0, 1), is a hash of `salt` and what the caller is known
+    by: the same for as long as the salt is, in every process.  `variants` are in rising order of `below`; who is in
+    none of them gets the route's own targets."""
+
+    salt: str
+    variants: tuple[Variant, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Route:
     """A public model name and where it is answered, in order."""
 
     model: str
     targets: tuple[Target, ...]
+    split: Split | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,7 +62,7 @@ def up(
 
 
 def seen(upstreams: Mapping[str, UpstreamStatus], *adapters: AdapterStatus, now: float = 1000.0) -> Observed:
-    return Observed(upstreams, adapters, now, started=1_700_000_000)
+    return Observed(upstreams, adapters, now=now, started=1_700_000_000)
 
 
 def where(snapshot: Snapshot) -> dict[str, list[str]]:
