@@ -1,11 +1,13 @@
 """A content-addressed, immutable store of adapters.
 
-    ROOT/lock                      held shared while something is added, exclusively while leftovers are cleared
-    ROOT/staging/<random>/         a copy being made
+    ROOT/lock                      held shared while something is in staging, exclusively while leftovers are cleared
+    ROOT/versions.lock             held for a moment: shared to add or confirm a version, exclusively to take one away
+    ROOT/staging/<random>/         a copy being made, or a version being deleted
     ROOT/sha256/<digest>/          a version: adapter_config.json and adapter_model.safetensors, read-only
 
-A version appears by one rename, after its files are on the disk, and never changes afterwards: whoever sees a folder
-under sha256/ sees a whole version, also after kill -9 or a power cut. The digest is what coreutils compute, too:
+A version appears by one rename, after its files are on the disk, never changes afterwards, and goes by one rename:
+whoever sees a folder under sha256/ sees a whole version, also after kill -9 or a power cut. Its folder's time of change
+is when it was last added. The digest is what coreutils compute, too:
 
     cd ROOT/sha256/<digest> && sha256sum adapter_config.json adapter_model.safetensors | sha256sum
 """
@@ -13,16 +15,20 @@ under sha256/ sees a whole version, also after kill -9 or a power cut. The diges
 import errno
 import fcntl
 import hashlib
+import math
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
+from io import FileIO
 from pathlib import Path
 
-from adapters.files import ADAPTER_FILES, MAX_BYTES, open_file, open_folder
+from adapters.files import ADAPTER_FILES, BESIDE, MAX_BYTES, open_file, open_folder
 from adapters.findings import Code, Finding, RefusedError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -63,26 +69,43 @@ class AdapterStore:
         return store
 
     def add(self, folder: Path, accept: Callable[[Path], None] | None = None) -> StoredAdapter:
-        """Copies the adapter in `folder` into the store and returns the version; the same content is the same version.
+        """Copies the adapter in `folder` into the store and returns the version; see `take`."""
+        return self.take(partial(_copy, folder), accept)
 
-        `accept` is called with the copy before it gets its name, and refuses it by raising: so what was judged is what
-        is kept, whatever happens to `folder` meanwhile. What it raises is raised here, and the copy is gone.
-        Raises RefusedError when the folder's files cannot be read as an adapter's, StoreError when the store holds this
-        version but no longer as it was added, OSError (disk full).
+    def take(self, fill: Callable[[Path], None], accept: Callable[[Path], None] | None = None) -> StoredAdapter:
+        """Keeps the adapter that `fill` writes into the new folder it is given; the same content is the same version.
+
+        `accept` is called with that folder before it gets its name, and refuses it by raising: so what was judged is
+        what is kept, wherever it came from. What either raises is raised here, and the folder is gone. Files that do
+        not belong to an adapter are there to be judged, too, and go with the judgement.
+        Raises RefusedError when the files cannot be read as an adapter's, StoreError when the store holds this version
+        but no longer as it was added, OSError (disk full).
         """
-        with self._lock(fcntl.LOCK_SH):
+        with self._lock("lock", fcntl.LOCK_SH):
             copy = Path(tempfile.mkdtemp(dir=self._staging))
             try:
-                _copy(folder, copy)
+                fill(copy)
                 digest = digest_of(copy)
                 if accept is not None:
                     accept(copy)
-                if self.get(digest) is None:
-                    self._publish(copy, digest)
-                    return StoredAdapter(digest, self._versions / digest)
-                return self.verify(digest)
+                return self._confirm(digest) or self._publish(copy, digest)
             finally:
                 shutil.rmtree(copy, ignore_errors=True)  # nothing is left of it once it is published
+
+    def remove(self, digest: str) -> bool:
+        """Takes a version away; False when it is not there.
+
+        Whoever has its files open goes on reading them; who opens them by path must have stopped before.
+        """
+        return self._take_away(digest, -math.inf)
+
+    def collect(self, keep: Collection[str], older_than: float) -> tuple[str, ...]:
+        """Removes the versions that are not among `keep` and were added more than `older_than` seconds ago; which.
+
+        Between the call of `add` and the moment its caller says that the version is to be kept, its age protects it.
+        """
+        unwanted = [version.digest for version in self.versions() if version.digest not in keep]
+        return tuple(digest for digest in unwanted if self._take_away(digest, older_than))
 
     def versions(self) -> tuple[StoredAdapter, ...]:
         """All versions, sorted by digest."""
@@ -115,31 +138,65 @@ class AdapterStore:
     def _versions(self) -> Path:
         return self.root / "sha256"
 
-    def _publish(self, copy: Path, digest: str) -> None:
+    def _confirm(self, digest: str) -> StoredAdapter | None:
+        """The version if it is there, which counts as adding it. Raises StoreError when it is damaged."""
+        if self.get(digest) is None:
+            return None
+        stored = self.verify(digest)
+        with self._lock("versions.lock", fcntl.LOCK_SH), suppress(FileNotFoundError):
+            os.utime(stored.path)
+            return stored
+        return None  # taken away since it was read
+
+    def _publish(self, copy: Path, digest: str) -> StoredAdapter:
+        for name in set(os.listdir(copy)).difference(ADAPTER_FILES):
+            (copy / name).unlink()
         for name in ADAPTER_FILES:
             _sync(copy / name)
         copy.chmod(0o755)  # the engine may run as somebody else
         _sync(copy)
-        try:
-            copy.rename(self._versions / digest)
-        except OSError as error:
-            # Another process published the same content in the meantime.
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-                raise
+        path = self._versions / digest
+        with self._lock("versions.lock", fcntl.LOCK_SH):
+            try:
+                copy.rename(path)
+            except OSError as error:
+                # Another process published the same content in the meantime.
+                if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                    raise
         _sync(self._versions)
+        return StoredAdapter(digest, path)
+
+    def _take_away(self, digest: str, older_than: float) -> bool:
+        """Nobody adds or confirms a version while its age is looked at and it goes, so a confirmed one never goes."""
+        stored = self.get(digest)
+        if stored is None:
+            return False
+        with self._lock("lock", fcntl.LOCK_SH):
+            grave = Path(tempfile.mkdtemp(dir=self._staging))
+            try:
+                with self._lock("versions.lock", fcntl.LOCK_EX):
+                    if time.time() - stored.path.stat().st_mtime < older_than:
+                        return False
+                    stored.path.rename(grave)
+                _sync(self._versions)  # first it has no name, then no files, also for a disk that loses its power
+            except FileNotFoundError:
+                return False  # another process took it away
+            finally:
+                shutil.rmtree(grave)
+        return True
 
     def _clear_leftovers(self) -> None:
-        """Whoever adds holds the lock, until it is done or dead: while nobody does, all in staging is dead."""
+        """Whoever uses staging holds the lock, until it is done or dead: while nobody does, all there is dead."""
         try:
-            with self._lock(fcntl.LOCK_EX | fcntl.LOCK_NB):
+            with self._lock("lock", fcntl.LOCK_EX | fcntl.LOCK_NB):
                 for leftover in self._staging.iterdir():
                     shutil.rmtree(leftover)
         except BlockingIOError:
-            return  # somebody is adding; the next to open the store clears
+            return  # somebody is at work; the next to open the store clears
 
     @contextmanager
-    def _lock(self, mode: int) -> Iterator[None]:
-        descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    def _lock(self, name: str, mode: int) -> Iterator[None]:
+        descriptor = os.open(self.root / name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, mode)
             yield
@@ -148,20 +205,28 @@ class AdapterStore:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copies the files of an adapter. Raises RefusedError when they are not to be read as such."""
+    """Copies an adapter, with what lies beside it for its check. Raises RefusedError when it cannot be read as such."""
     folder = open_folder(source)
     try:
         for name in ADAPTER_FILES:
-            with open_file(folder, name) as original, (target / name).open("xb") as copy:
-                left = MAX_BYTES[name]
-                while chunk := original.read(_CHUNK):
-                    left -= len(chunk)
-                    if left < 0:  # it grows while it is read
-                        raise RefusedError(Finding(Code.TOO_LARGE, f"{name} has no end", "let nobody write there"))
-                    copy.write(chunk)
-                os.fchmod(copy.fileno(), 0o444)
+            with open_file(folder, name) as original:
+                _copy_file(original, target / name)
+        for name in BESIDE:
+            with suppress(RefusedError), open_file(folder, name) as original:  # not there, or not fit to be looked at
+                _copy_file(original, target / name)
     finally:
         os.close(folder)
+
+
+def _copy_file(original: FileIO, target: Path) -> None:
+    with target.open("xb") as copy:
+        left = MAX_BYTES[target.name]
+        while chunk := original.read(_CHUNK):
+            left -= len(chunk)
+            if left < 0:  # it grows while it is read
+                raise RefusedError(Finding(Code.TOO_LARGE, f"{target.name} has no end", "let nobody write there"))
+            copy.write(chunk)
+        os.fchmod(copy.fileno(), 0o444)
 
 
 def digest_of(path: Path) -> str:
