@@ -11,37 +11,37 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from gateway.controlplane import values
+from gateway.controlplane.values import (
+    AnySecret,
+    Count,
+    CpuLoras,
+    EnginePath,
+    Everything,
+    FilePath,
+    HeaderName,
+    LoraRank,
+    Loras,
+    ModelId,
+    ModelPattern,
+    Name,
+    ParameterName,
+    Prefix,
+    QueryName,
+    Seconds,
+    SecretText,
+    TaskName,
+    Text,
+    Tokens,
+    VariableName,
+    Word,
+)
 from gateway.domain import snapshot
-from gateway.domain.secret import Secret
 
 _DEFAULT_TIMEOUTS = snapshot.Timeouts()
 _DEFAULT_CONCURRENCY = snapshot.Concurrency()
-
-_VISIBLE = r"[^\s\x00-\x1f\x7f]"
-
-Name = Annotated[str, values.Pattern(values.NAME, "write at most 64 of a-z, 0-9, dot, dash and underscore")]
-ModelId = Annotated[str, values.Pattern(_VISIBLE + "{1,256}", "write at most 256 characters, without spaces")]
-Prefix = Annotated[str, values.Pattern(_VISIBLE + "{0,64}", "write at most 64 characters, without spaces")]
-ParameterName = Annotated[str, values.Pattern(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", "write a parameter's name")]
-TaskName = Annotated[str, values.Pattern(r"\*|[a-z][a-z0-9_]{0,63}", 'write a task as title_generation, or "*"')]
-VariableName = Annotated[str, values.Pattern(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "write letters, digits and underscores")]
-QueryName = Annotated[str, values.Pattern(r"[A-Za-z0-9._~-]{1,128}", "write letters, digits, dot, dash and underscore")]
-Everything = Annotated[
-    tuple[Annotated[str, values.Pattern(r"\*|[A-Za-z_][A-Za-z0-9_.-]{0,127}", "write a parameter's name")], ...],
-    BeforeValidator(values.everything, json_schema_input_type=Literal["*"] | tuple[ParameterName, ...]),
-]
-HeaderName = Annotated[str, BeforeValidator(values.header_name)]
-Word = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
-Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096)]
-FilePath = Annotated[Path, BeforeValidator(values.path)]
-SecretText = Annotated[Secret, values.SecretSchema(header=True)]
-AnySecret = Annotated[Secret, values.SecretSchema(header=False)]
-Seconds = Annotated[float, Field(gt=0, le=86_400), values.NUMERIC]
-Count = Annotated[int, Field(ge=1, le=1_000_000), values.NUMERIC]
-Tokens = Annotated[int, Field(ge=1, le=100_000_000), values.NUMERIC]
 
 
 class Section(BaseModel):
@@ -92,8 +92,10 @@ class ClientKey(Section):
     """Name of the key's owner, for logs and metrics."""
     key: SecretText
     """The key itself: 16 to 512 visible ASCII characters, from the environment rather than written here."""
-    allow: tuple[Annotated[str, values.Privilege()], ...] = ()
-    """Parameters that reach into the engine and that this key may send."""
+    models: Annotated[tuple[ModelPattern, ...], Field(min_length=1, max_length=256)] = ("*",)
+    """Names, or patterns of names, that exist for this key.  A version of an adapter goes with its plain name."""
+    allow: tuple[Annotated[str, values.Right()], ...] = ()
+    """What else it may do: send a parameter that reaches into the engine, or (`adapters`) load and eject adapters."""
 
 
 class Auth(Section):
@@ -250,11 +252,11 @@ class EngineSettings(Section):
     """Further arguments of `vllm serve`; those that the gateway sets itself are refused."""
     env: dict[VariableName, AnySecret] = {}
     """Environment variables of the engine, beyond the few that it needs and gets."""
-    max_loras: Annotated[int, Field(ge=1, le=1024), values.NUMERIC] | None = None
+    max_loras: Loras | None = None
     """Adapters in one batch; null: from the adapters it is to hold."""
-    max_cpu_loras: Annotated[int, Field(ge=1, le=65_536), values.NUMERIC] | None = None
+    max_cpu_loras: CpuLoras | None = None
     """Adapters kept in memory; null: from the adapters it is to hold."""
-    max_lora_rank: Annotated[Literal[1, 8, 16, 32, 64, 128, 256, 320, 512], values.NUMERIC] | None = None
+    max_lora_rank: LoraRank | None = None
     """Largest rank of an adapter; null: from the adapters it is to hold."""
     startup_timeout: Seconds = 600
     """Seconds that the engine may take to become ready."""
@@ -270,6 +272,22 @@ class EngineSettings(Section):
         return self.served_name or PurePath(self.model).name
 
 
+class AttachedAdapters(Section):
+    """How a vLLM that somebody else runs takes adapters: what it does not say itself."""
+
+    store: EnginePath | None = None
+    """Where the engine sees `adapters.store`; null: under the same path as the gateway."""
+    from_hub: bool = False
+    """Whether the engine, which does not see the store, fetches adapters from the Hugging Face hub itself.  It can have
+    no other adapters then."""
+    max_loras: Loras | None = None
+    """Its --max-loras: the gateway sends no more different adapters at once.  null: not limited."""
+    max_cpu_loras: CpuLoras | None = None
+    """Its --max-cpu-loras: the gateway loads no more adapters.  null: not limited."""
+    max_lora_rank: LoraRank | None = None
+    """Its --max-lora-rank: adapters of a larger rank do not fit.  null: not known before it refuses one."""
+
+
 class UpstreamSettings(Section):
     """A server that has models."""
 
@@ -281,6 +299,8 @@ class UpstreamSettings(Section):
     """URL of the API: up to and with `/v1` for vllm and openai, without a path for ollama."""
     engine: EngineSettings | None = None
     """vllm only, instead of `base_url`: the gateway runs the engine."""
+    adapters: AttachedAdapters = AttachedAdapters()
+    """vllm with a `base_url` only: how it takes adapters."""
     api_key: SecretText | None = None
     """Sent as `Authorization: Bearer`."""
     headers: dict[HeaderName, SecretText] = {}
@@ -354,6 +374,17 @@ class OpenWebUI(Section):
     """Background task (`title_generation` …, "*" for all) → public name of the model that does it."""
 
 
+class ImportLimits(Section):
+    """What taking up one adapter may cost."""
+
+    max_mib: Annotated[int, Field(ge=1, le=1_048_576), values.NUMERIC] = 4096
+    """MiB that are fetched, uploaded or unpacked at most."""
+    timeout: Seconds = 1800
+    """Seconds from the first byte to the last check."""
+    memory_mib: Annotated[int, Field(ge=256, le=1_048_576), values.NUMERIC] = 1024
+    """MiB of memory."""
+
+
 class Adapters(Section):
     """LoRA adapters, offered on every engine whose base model they fit."""
 
@@ -363,6 +394,20 @@ class Adapters(Section):
     """Folders whose sub-folders are adapters; watched while the gateway runs."""
     poll_interval: Annotated[float, Field(ge=0.05, le=3600), values.NUMERIC] = 1
     """Seconds between two looks at the sources."""
+    load: Literal["eager", "lazy"] = "eager"
+    """`eager`: loaded as long as there is room.  `lazy`: loaded when a request asks for it.  An adapter may have its
+    own."""
+    idle_unload: Annotated[
+        Annotated[float, Field(gt=0, le=2_592_000), values.NUMERIC] | None,
+        BeforeValidator(values.unless_never, json_schema_input_type=float | Literal["never"]),
+    ] = 900
+    """Seconds without a request after which a lazy adapter is unloaded, or "never"."""
+    keep_versions: Annotated[int, Field(ge=2, le=1000), values.NUMERIC] = 10
+    """Versions of an adapter that are kept; beyond that the oldest goes that nothing points to."""
+    gc_grace: Annotated[float, Field(gt=0, le=2_592_000), values.NUMERIC] = 3600
+    """Seconds that the files of a version which nobody needs any more are kept."""
+    import_limits: ImportLimits = ImportLimits()
+    """What taking up one adapter may cost."""
 
 
 class Config(Section):

@@ -11,7 +11,14 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 
 from gateway.controlplane import values
-from gateway.controlplane.config import Config, EngineSettings, TimeoutOverrides, Timeouts, UpstreamSettings
+from gateway.controlplane.config import (
+    AttachedAdapters,
+    Config,
+    EngineSettings,
+    TimeoutOverrides,
+    Timeouts,
+    UpstreamSettings,
+)
 from gateway.controlplane.launch import RESERVED_ARGUMENTS, RESERVED_ENVIRONMENT
 from gateway.controlplane.problems import Loc, Mistake, nearest
 from gateway.domain.secret import Secret
@@ -130,6 +137,7 @@ def _upstreams(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
         yield from _address(loc, upstream)
         yield from _credentials(loc, upstream)
         yield from _offer(loc, upstream)
+        yield from _attached((*loc, "adapters"), upstream)
         if upstream.options is not None and upstream.kind != "ollama":
             hint = 'use parameters.set for parameters of a request, or kind: "ollama"'
             yield Mistake((*loc, "options"), f"is for kind ollama only, not for {upstream.kind}", hint)
@@ -200,8 +208,29 @@ def _engine(loc: Loc, engine: EngineSettings) -> Iterator[Mistake]:
     for name in engine.env:
         if reason := RESERVED_ENVIRONMENT.get(name):
             yield Mistake((*loc, "env", name), f"cannot be set here: {reason}", "leave it out")
-    if engine.max_loras and engine.max_cpu_loras and engine.max_cpu_loras < engine.max_loras:
-        hint = f"write at least {engine.max_loras}"
+    yield from _loras(loc, engine)
+
+
+def _attached(loc: Loc, upstream: UpstreamSettings) -> Iterator[Mistake]:
+    adapters = upstream.adapters
+    if "adapters" not in upstream.model_fields_set:
+        return
+    if upstream.kind != "vllm":
+        yield Mistake(loc, f"is for kind vllm only, not for {upstream.kind}", "leave it out: only vLLM takes adapters")
+        return
+    if upstream.engine is not None:
+        hint = "set engine.max_loras, engine.max_cpu_loras and engine.max_lora_rank"
+        yield Mistake(loc, "has no use with engine, which the gateway starts itself and which sees the store", hint)
+        return
+    if adapters.from_hub and adapters.store is not None:
+        hint = "keep store for an engine that sees the store, from_hub for one that does not"
+        yield Mistake((*loc, "from_hub"), "stands beside store: an engine that sees the store reads from there", hint)
+    yield from _loras(loc, adapters)
+
+
+def _loras(loc: Loc, room: EngineSettings | AttachedAdapters) -> Iterator[Mistake]:
+    if room.max_loras and room.max_cpu_loras and room.max_cpu_loras < room.max_loras:
+        hint = f"write at least {room.max_loras}"
         yield Mistake((*loc, "max_cpu_loras"), "is less than max_loras, which vLLM refuses", hint)
 
 
@@ -227,9 +256,15 @@ def _models(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
                 if target.upstream not in dropped:
                     hint = nearest(target.upstream, {*upstreams, *filter(values.NAME.fullmatch, dropped)}, "upstream")
                     yield Mistake((*loc, "upstream"), "names no upstream of this file", hint)
-            elif (engine := upstream.engine) and target.model != engine.public_name and not config.adapters.sources:
+            elif (engine := upstream.engine) and target.model != engine.public_name and not _hosts(config, upstream):
                 hint = nearest(target.model, [engine.public_name], "model")
                 yield Mistake((*loc, "model"), f"is no model of the engine of {upstream.name}", hint)
+
+
+def _hosts(config: Config, upstream: UpstreamSettings) -> bool:
+    """Whether adapters, which come while the gateway runs, may be among its models."""
+    engine = upstream.engine
+    return upstream.kind == "vllm" and (engine is None or engine.max_loras is not None or bool(config.adapters.sources))
 
 
 def _tasks(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
@@ -239,7 +274,7 @@ def _tasks(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
         if own is None:
             return  # what it lists is not known before it is asked
         names.update(upstream.prefix + model for model in own)
-    if config.adapters.sources or dropped:
+    if dropped or any(_hosts(config, upstream) for upstream in config.upstreams):
         return  # an adapter's name may be meant, or what was reported already
     for task, model in config.openwebui.tasks.items():
         if model not in names:

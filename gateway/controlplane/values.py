@@ -8,16 +8,17 @@ from __future__ import annotations
 import ipaddress
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, StringConstraints
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from gateway.domain.principal import PRIVILEGED_PARAMETERS
+from gateway.domain.principal import ADAPTERS_RIGHT, PRIVILEGED_PARAMETERS
 from gateway.domain.secret import Secret
 
+_VISIBLE = r"[^\s\x00-\x1f\x7f]"
 _MAX_TEXT = 8192  # characters of a credential, a header or a URL: what servers take in one header line
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}")  # a token, RFC 9110 5.6.2
 _HOSTNAME = re.compile(r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9_-]{1,63}(?<!-))*\.?")
@@ -116,6 +117,14 @@ def path(value: object) -> Path:
     return Path(text).expanduser() if text.startswith("~/") else Path(text)
 
 
+def engine_path(value: object) -> str:
+    """An absolute path as an engine sees it, maybe on another machine: no home of this one, no current directory."""
+    text = _text(value)
+    if not text.startswith("/") or "\0" in text:
+        raise wrong("must be an absolute path", "write it as the engine sees it, for example /mnt/adapters")
+    return text.rstrip("/") or "/"
+
+
 def header_name(value: object) -> str:
     """The name of a header that an operator may set, in lower case."""
     name = _text(value).lower()
@@ -142,6 +151,15 @@ def think(value: object) -> object:
     if value is None or isinstance(value, bool) or value in ("low", "medium", "high"):
         return value
     raise wrong("must be true, false, low, medium or high")
+
+
+def unless_never(value: object) -> object:
+    """Lets "never" stand beside a number of seconds; it becomes None."""
+    if isinstance(value, str) and not re.fullmatch(r"[-+.\d]\S*", value):
+        if value == "never":
+            return None
+        raise wrong("must be a number of seconds, or never")
+    return value
 
 
 def everything(value: object) -> object:
@@ -185,11 +203,11 @@ class Pattern:
         return text
 
 
-class Privilege:
-    """Annotates a parameter that reaches into the engine; see `PRIVILEGED_PARAMETERS`."""
+class Right:
+    """Annotates a right of a key: a parameter that reaches into the engine, or `ADAPTERS_RIGHT`."""
 
     def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
-        return core_schema.literal_schema(sorted(PRIVILEGED_PARAMETERS))
+        return core_schema.literal_schema(sorted({*PRIVILEGED_PARAMETERS, ADAPTERS_RIGHT}))
 
 
 class SecretSchema:
@@ -228,3 +246,31 @@ def _is_host(name: str) -> bool:
     except ValueError:
         return len(name) <= 253 and _HOSTNAME.fullmatch(name) is not None
     return True
+
+
+# The types of the configuration's keys.
+Name = Annotated[str, Pattern(NAME, "write at most 64 of a-z, 0-9, dot, dash and underscore")]
+ModelId = Annotated[str, Pattern(_VISIBLE + "{1,256}", "write at most 256 characters, without spaces")]
+Prefix = Annotated[str, Pattern(_VISIBLE + "{0,64}", "write at most 64 characters, without spaces")]
+ModelPattern = Annotated[str, Pattern(_VISIBLE + "{1,256}", 'write a name, or a pattern as "support-*"')]
+ParameterName = Annotated[str, Pattern(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", "write a parameter's name")]
+TaskName = Annotated[str, Pattern(r"\*|[a-z][a-z0-9_]{0,63}", 'write a task as title_generation, or "*"')]
+VariableName = Annotated[str, Pattern(r"[A-Za-z_][A-Za-z0-9_]{0,127}", "write letters, digits and underscores")]
+QueryName = Annotated[str, Pattern(r"[A-Za-z0-9._~-]{1,128}", "write letters, digits, dot, dash and underscore")]
+Everything = Annotated[
+    tuple[Annotated[str, Pattern(r"\*|[A-Za-z_][A-Za-z0-9_.-]{0,127}", "write a parameter's name")], ...],
+    BeforeValidator(everything, json_schema_input_type=Literal["*"] | tuple[ParameterName, ...]),
+]
+HeaderName = Annotated[str, BeforeValidator(header_name)]
+Word = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
+Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096)]
+FilePath = Annotated[Path, BeforeValidator(path)]
+EnginePath = Annotated[str, BeforeValidator(engine_path)]
+SecretText = Annotated[Secret, SecretSchema(header=True)]
+AnySecret = Annotated[Secret, SecretSchema(header=False)]
+Seconds = Annotated[float, Field(gt=0, le=86_400), NUMERIC]
+Count = Annotated[int, Field(ge=1, le=1_000_000), NUMERIC]
+Tokens = Annotated[int, Field(ge=1, le=100_000_000), NUMERIC]
+Loras = Annotated[int, Field(ge=1, le=1024), NUMERIC]
+CpuLoras = Annotated[int, Field(ge=1, le=65_536), NUMERIC]
+LoraRank = Annotated[Literal[1, 8, 16, 32, 64, 128, 256, 320, 512], NUMERIC]

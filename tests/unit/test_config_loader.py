@@ -197,3 +197,30 @@ def test_nested_places_are_named_as_people_write_them() -> None:
         upstream(overrides={"gpt-4.1": {"tols": True}})
     assert caught.value.problems[0].place == 'upstreams[0].overrides["gpt-4.1"].tols'
     assert "tools" in caught.value.problems[0].hint
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [(60, 60), ("60", 60), ("1.5", 1.5), ("never", None), (None, 900)], ids=str
+)
+def test_a_lazy_adapter_leaves_after_a_while_or_never(written: object, seconds: float | None) -> None:
+    assert config(adapters={"idle_unload": written}).adapters.idle_unload == seconds
+
+
+def test_a_path_of_an_engine_elsewhere_is_kept_as_it_is() -> None:
+    box = {"name": "box", "kind": "vllm", "base_url": "http://box/v1", "adapters": {"store": "/mnt/a/"}}
+    assert config(upstreams=[box]).upstreams[0].adapters.store == "/mnt/a"
+    with pytest.raises(ConfigError, match="absolute path"):
+        config(upstreams=[{**box, "adapters": {"store": "~/a"}}])
+
+
+def test_a_name_that_may_become_an_adapter_s_is_right() -> None:
+    """Adapters are added while the gateway runs, wherever an engine takes any."""
+    engine: dict[str, Any] = {"name": "e", "kind": "vllm", "engine": {"model": "base"}}
+    model = {"id": "captain", "targets": [{"upstream": "e", "model": "pirate"}]}
+    sections = {"models": [model], "openwebui": {"tasks": {"*": "parrot"}}}
+    with pytest.raises(ConfigError) as caught:
+        config(upstreams=[engine], **sections)
+    assert len(caught.value.problems) == 2
+    with_room = {**engine, "engine": {**engine["engine"], "max_loras": 4}}
+    assert config(upstreams=[with_room], **sections).models
+    assert config(upstreams=[engine], adapters={"sources": ["adapters.d"]}, **sections).models

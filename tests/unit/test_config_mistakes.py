@@ -72,6 +72,8 @@ def test_the_file_that_the_mistakes_are_planted_in_is_right(tmp_path: Path) -> N
     assert [upstream.name for upstream in config.upstreams] == ["local", "ollama", "openai"]
 
 
+ATTACHED = "  - name: box\n    kind: vllm\n    base_url: http://127.0.0.1:8001/v1\n"
+
 # What is written instead of what, the place that must be named, and words that its message must hold.
 MISTAKES = {
     "unknown key at the top": ("timeouts:", "timeuots:", "timeuots", 'not a known key … did you mean "timeouts"'),
@@ -111,6 +113,13 @@ MISTAKES = {
     "key that is no text": ('"${CLIENT_KEY}"', "12345678901234567", "auth.keys[0].key", "must be text … quotes"),
     "variable that is not set": ("${ADMIN_KEY}", "${NOT_SET}", "auth.admin_key", "NOT_SET, which is not set"),
     "variable that is malformed": ("${ADMIN_KEY}", "${ADMIN-KEY}", "auth.admin_key", "neither ${NAME} nor"),
+    "pattern with a space": (
+        "allow: [priority]}",
+        'models: ["support bot"]}',
+        "auth.keys[0].models[0]",
+        "a name, or a pattern",
+    ),
+    "no model for a key": ("allow: [priority]}", "models: []}", "auth.keys[0].models", "at least 1"),
     "unknown kind": ("kind: ollama", "kind: olama", "upstreams[1].kind", 'did you mean "ollama"'),
     "upstream without a name": ("name: ollama\n    kind", "kind", "upstreams[1].name", "is missing"),
     "name with a space": ("name: ollama", "name: my ollama", "upstreams[1].name", "a-z, 0-9"),
@@ -195,6 +204,47 @@ MISTAKES = {
     "store in a source": ("store: var/adapters", "store: adapters.d/store", "adapters.store", "lies in"),
     "source in the store": ("[adapters.d]", "[./var/adapters/mine]", "adapters.sources[0]", "lies in adapters.store"),
     "YAML tag": ("port: 8000", "port: !!python/object/apply:os.getpid []", "server.port", "whole number"),
+    "adapters of another kind": (
+        "    prefix:",
+        "    adapters: {max_loras: 4}\n    prefix:",
+        "upstreams[2].adapters",
+        "for kind vllm only",
+    ),
+    "adapters beside an engine": (
+        "    engine:",
+        "    adapters: {store: /mnt/adapters}\n    engine:",
+        "upstreams[0].adapters",
+        "has no use with engine … engine.max_loras",
+    ),
+    "store of an engine elsewhere by a relative path": (
+        "  - name: ollama\n",
+        f"{ATTACHED}    adapters: {{store: mnt/adapters}}\n  - name: ollama\n",
+        "upstreams[1].adapters.store",
+        "must be an absolute path … as the engine sees it",
+    ),
+    "engine that sees the store and fetches": (
+        "  - name: ollama\n",
+        f"{ATTACHED}    adapters: {{store: /mnt, from_hub: true}}\n  - name: ollama\n",
+        "upstreams[1].adapters.from_hub",
+        "stands beside store",
+    ),
+    "attached engine with fewer in memory than in a batch": (
+        "  - name: ollama\n",
+        f"{ATTACHED}    adapters: {{max_loras: 4, max_cpu_loras: 2}}\n  - name: ollama\n",
+        "upstreams[1].adapters.max_cpu_loras",
+        "less than max_loras",
+    ),
+    "way to load that is none": ("  store:", "  load: layz\n  store:", "adapters.load", 'did you mean "lazy"'),
+    "idle time that is none": ("  store:", "  idle_unload: nver\n  store:", "adapters.idle_unload", "or never"),
+    "idle time of nothing": ("  store:", "  idle_unload: 0\n  store:", "adapters.idle_unload", "more than 0"),
+    "idle time that is true": ("  store:", "  idle_unload: true\n  store:", "adapters.idle_unload", "must be a number"),
+    "no version to go back to": ("  store:", "  keep_versions: 1\n  store:", "adapters.keep_versions", "at least 2"),
+    "limit of an import": (
+        "  store:",
+        "  import_limits: {max_gib: 4}\n  store:",
+        "adapters.import_limits.max_gib",
+        'did you mean "max_mib"',
+    ),
     "another storage": ("timeouts:", "storage: {url: postgresql://db/x}\ntimeouts:", "storage.url", "sqlite:///"),
 }
 

@@ -18,7 +18,7 @@ from gateway.controlplane import config
 from gateway.controlplane.launch import LORA_RANKS
 from gateway.controlplane.loader import load
 from gateway.controlplane.schema import schema_text
-from gateway.domain.principal import PRIVILEGED_PARAMETERS
+from gateway.domain.principal import ADAPTERS_RIGHT, PRIVILEGED_PARAMETERS
 from gateway.domain.snapshot import Concurrency, Timeouts
 from tests.unit.examples import EXAMPLES, REFERENCE, variables
 
@@ -38,6 +38,7 @@ PLACES = {
     config.Timeouts: "timeouts.",
     config.UpstreamSettings: "upstreams[].",
     config.EngineSettings: "upstreams[].engine.",
+    config.AttachedAdapters: "upstreams[].adapters.",
     config.OllamaOptions: "upstreams[].options.",
     config.Concurrency: "upstreams[].concurrency.",
     config.Parameters: "upstreams[].parameters.",
@@ -47,6 +48,7 @@ PLACES = {
     config.TargetSettings: "models[].targets[].",
     config.OpenWebUI: "openwebui.",
     config.Adapters: "adapters.",
+    config.ImportLimits: "adapters.import_limits.",
 }
 # Described with another section: a base class, and the overrides of `timeouts`.
 WITHOUT_A_PLACE = {config.Section, config.Description, config.TimeoutOverrides}
@@ -62,7 +64,7 @@ def default_as_written(value: Any) -> str:
     if isinstance(value, float):
         return f"`{value:g}`"
     if isinstance(value, tuple):
-        return f"`[{', '.join(value)}]`"
+        return f"`[{', '.join(text if text[0].isalnum() else json.dumps(text) for text in value)}]`"
     return f"`{value}`" if value != "" else '`""`'
 
 
@@ -153,6 +155,6 @@ def test_the_schema_says_what_each_key_is_for() -> None:
             assert field.description, f"{section.__name__}.{name}"
 
 
-def test_the_schema_names_the_privileged_parameters() -> None:
+def test_the_schema_names_the_rights_of_a_key() -> None:
     allow = json.loads(schema_text())["$defs"]["ClientKey"]["properties"]["allow"]
-    assert set(allow["items"]["anyOf"][0]["enum"]) == PRIVILEGED_PARAMETERS
+    assert set(allow["items"]["anyOf"][0]["enum"]) == {*PRIVILEGED_PARAMETERS, ADAPTERS_RIGHT}
