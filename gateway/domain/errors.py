@@ -2,8 +2,9 @@
 
     GatewayError
     ├── Refusal            the request, the key or the moment is wrong: the client's side
-    │   ├── InvalidRequest · Unauthenticated · Forbidden · NotFound · TooLarge …
+    │   ├── InvalidRequest · Unauthenticated · Forbidden · NotFound · Conflict · TooLarge …
     │   └── Overloaded     no slot in time, draining, no target ready
+    ├── StorageError       what must outlive the gateway cannot be read or written
     └── UpstreamFault      an upstream failed; knows whether another target may be tried
 
 Every error renders to OpenAI's form and to the exception class that the OpenAI SDK derives from the status.
@@ -141,6 +142,16 @@ class MethodNotAllowed(Refusal):
         return [(b"allow", self.allowed.encode("ascii")), *super().headers()]
 
 
+class Conflict(Refusal):
+    """409: what is asked for contradicts how things stand.  The OpenAI SDK would try again, which helps nobody."""
+
+    status = 409
+    code = "conflict"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message, code=code, should_retry=False)
+
+
 class TooLarge(Refusal):
     """413: the body is over the limit."""
 
@@ -167,6 +178,19 @@ class Overloaded(Refusal):
         self, message: str, *, retry_after: float = 1.0, code: str | None = None, reason: Reason | None = None
     ) -> None:
         super().__init__(message, code=code, reason=reason, retry_after=retry_after, should_retry=True)
+
+
+class StorageError(GatewayError):
+    """507 (RFC 4918, 11.5): the gateway cannot keep what was asked for, or cannot open what it has kept.
+
+    The text names the file, what is wrong with it, and what to do.
+    """
+
+    status = 507
+    code = "storage_error"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, should_retry=False)
 
 
 class UpstreamFault(GatewayError):
