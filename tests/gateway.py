@@ -41,7 +41,7 @@ class Running:
         """The base URL that clients are given."""
         return f"{self.url}/v1"
 
-    async def ready(self, timeout: float = 10.0) -> None:
+    async def ready(self, timeout: float = 60.0) -> None:
         """Returns when a model can be served."""
         async with httpx2.AsyncClient() as client, asyncio.timeout(timeout):
             if self.inside is not None:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from tests.patience import LATE
+
 _LIMIT = 2**24  # the longest line that is read; far over anything the gateway may send
 
 
@@ -172,14 +174,16 @@ async def connected(url: str) -> AsyncIterator[Wire]:
         writer.transport.abort()
 
 
-async def post(url: str, path: str, body: Any, headers: Iterable[tuple[str, str]] = (), within: float = 10.0) -> Reply:
+async def post(
+    url: str, path: str, body: Any, headers: Iterable[tuple[str, str]] = (), within: float = 3 * LATE
+) -> Reply:
     """One request on a connection of its own."""
     async with asyncio.timeout(within), connected(url) as wire:
         await wire.post(path, body, headers)
         return await wire.reply()
 
 
-async def get(url: str, path: str, headers: Iterable[tuple[str, str]] = (), within: float = 10.0) -> Reply:
+async def get(url: str, path: str, headers: Iterable[tuple[str, str]] = (), within: float = 3 * LATE) -> Reply:
     async with asyncio.timeout(within), connected(url) as wire:
         await wire.request("GET", path, headers=headers)
         return await wire.reply()

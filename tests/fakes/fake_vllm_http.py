@@ -14,6 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.patience import LATE
+
 
 class VLLM:
     """One engine that somebody else runs.
@@ -72,7 +74,7 @@ class VLLM:
             await self._server.wait_closed()
             self._server = None
 
-    async def until(self, condition: Callable[[], bool], within: float = 10.0) -> None:
+    async def until(self, condition: Callable[[], bool], within: float = 3 * LATE) -> None:
         """Waits for a request after which the condition holds."""
         async with asyncio.timeout(within):
             while not condition():

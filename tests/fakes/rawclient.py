@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import time
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -106,11 +105,6 @@ class RawClient:
             self._buffer += more
         taken, self._buffer = self._buffer, b""
         return taken
-
-    def seconds_until_closed(self) -> float:
-        began = time.monotonic()
-        self._buffer += self.read_rest()
-        return time.monotonic() - began
 
     def answer(self) -> Answer:
         """The next answer."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from gateway.api.guard import EdgeLimits
 from gateway.server import Stop, listen, run, serve
+from tests.patience import LATE
 
 App = Callable[[Any, Any, Any], Awaitable[None]]
 
@@ -43,7 +44,7 @@ def served(
     app: App,
     limits: EdgeLimits | None = None,
     *,
-    drain_timeout: float = 10.0,
+    drain_timeout: float = 9 * LATE,
     end_streams: Callable[[], None] = lambda: None,
     shutdown_seconds: float = 0.0,
 ) -> Iterator[Served]:
@@ -90,5 +91,5 @@ def served(
             yield server
         finally:
             server.ask_to_stop(times=2)
-            running.result(20)
+            running.result(3 * LATE)
     assert not server.leftover

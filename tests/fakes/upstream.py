@@ -18,6 +18,8 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
+from tests.patience import LATE
+
 _REASONS = {200: "OK", 400: "Bad Request", 401: "Unauthorized", 404: "Not Found", 429: "Too Many Requests"}
 _WRITE_LIMIT = 64 * 1024
 
@@ -211,13 +213,13 @@ class Upstream(ABC):
         if self._broken and error is None:
             raise self._broken[0]
 
-    async def attempt(self, number: int, within: float = 5.0) -> Attempt:
+    async def attempt(self, number: int, within: float = LATE) -> Attempt:
         """The attempt of that number (from 0), as soon as it has arrived."""
         async with asyncio.timeout(within), self._arrived:
             await self._arrived.wait_for(lambda: len(self.ledger) > number)
         return self.ledger[number]
 
-    async def attempt_with(self, text: str, within: float = 5.0) -> Attempt:
+    async def attempt_with(self, text: str, within: float = LATE) -> Attempt:
         """The latest attempt whose body holds this text, as soon as it has arrived."""
         async with asyncio.timeout(within), self._arrived:
             while True:

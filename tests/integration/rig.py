@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests import wire
 from tests.fakes.openai_upstream import OpenAIUpstream
 from tests.gateway import running_gateway, sample
-from tests.stolen import Stolen, stolen
+from tests.patience import LATE
 from tests.wire import Reply
 
 #: Canaries: they must turn up nowhere but where they belong.
@@ -85,7 +85,7 @@ class Stream:
     def __init__(self, client: wire.Wire) -> None:
         self._client = client
 
-    async def chunk(self, within: float = 2.0) -> bytes | None:
+    async def chunk(self, within: float = LATE) -> bytes | None:
         """The next chunk; b"" for the terminating one, None when the connection ended without it."""
         async with asyncio.timeout(within):
             return await self._client.chunk()
@@ -101,18 +101,12 @@ class Stream:
 class Rig:
     """A running gateway and what it did."""
 
-    def __init__(self, url: str, ear: _Ear, lost: Stolen) -> None:
+    def __init__(self, url: str, ear: _Ear) -> None:
         self.url = url
-        self._lost = lost
         self.replies: list[Reply] = []
         self._ear = ear
 
-    @property
-    def slack(self) -> float:
-        """Seconds by which anything may be late through no fault of the gateway."""
-        return 2 * self._lost.most
-
-    async def chat(self, model: str = "m", *, stream: bool = True, within: float = 10.0, **more: Any) -> Reply:
+    async def chat(self, model: str = "m", *, stream: bool = True, within: float = 3 * LATE, **more: Any) -> Reply:
         """One chat request; `more` goes into its body."""
         return await self.post(chat(model, stream=stream, **more), within=within)
 
@@ -121,13 +115,13 @@ class Rig:
         body: Any,
         path: str = "/v1/chat/completions",
         headers: Iterable[tuple[str, str]] = (),
-        within: float = 10.0,
+        within: float = 3 * LATE,
     ) -> Reply:
         reply = await wire.post(self.url, path, body, (*AUTH, *headers), within)
         self.replies.append(reply)
         return reply
 
-    async def settled(self, reply: Reply | None = None, within: float = 2.0) -> Settled:
+    async def settled(self, reply: Reply | None = None, within: float = LATE) -> Settled:
         """The request's one line in the access log: that of the reply, or the only one there is."""
         async with asyncio.timeout(within):
             while True:
@@ -161,7 +155,7 @@ class Rig:
         """The sum over the samples with these labels."""
         return sample(await self._metrics_page(), name, **labels)
 
-    async def reaches(self, gauge: str, value: float, within: float = 5.0) -> None:
+    async def reaches(self, gauge: str, value: float, within: float = LATE) -> None:
         """Returns when a gauge has this value over all its labels."""
         async with asyncio.timeout(within):
             while await self.total(gauge) != value:
@@ -185,7 +179,7 @@ class Rig:
             assert status == 200
             yield Stream(client)
 
-    async def quiet(self, within: float = 5.0) -> None:
+    async def quiet(self, within: float = LATE) -> None:
         """Returns when no request holds a place or waits for one, and every one that was admitted is settled."""
         async with asyncio.timeout(within):
             await self.reaches("gateway_requests_waiting", 0)
@@ -260,9 +254,8 @@ async def rig(
             logger.addHandler(ear)
             logger.setLevel(logging.DEBUG)
         try:
-            async with stolen() as lost:
-                running = Rig(gateway.url, ear, lost)
-                yield running
+            running = Rig(gateway.url, ear)
+            yield running
             await _check_accounts(running, upstreams, hops)
         finally:
             for logger, level in zip(loggers, levels, strict=True):
@@ -315,5 +308,5 @@ async def _check_tasks(before: set[asyncio.Task[Any]]) -> None:
     mine = asyncio.current_task()
     left = {task for task in asyncio.all_tasks() - before if task is not mine}
     if left:
-        _, pending = await asyncio.wait(left, timeout=2)
+        _, pending = await asyncio.wait(left, timeout=LATE)
         assert not pending, pending

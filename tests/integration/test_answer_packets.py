@@ -10,6 +10,7 @@ from tests import wire
 from tests.fakes.openai_upstream import OpenAIUpstream
 from tests.integration.conftest import Serve
 from tests.integration.rig import AUTH, chat
+from tests.patience import LATE
 
 
 class Packets(asyncio.Protocol):
@@ -36,7 +37,7 @@ async def test_head_and_body_come_as_one(serve: Serve, stream: bool) -> None:
         lines = ["POST /v1/chat/completions HTTP/1.1", "host: x", "content-type: application/json",
                  f"content-length: {len(body)}", *(f"{name}: {value}" for name, value in AUTH)]  # fmt: skip
         transport.write("\r\n".join([*lines, "", ""]).encode() + body)
-        await asyncio.wait_for(packets.whole, 5)
+        await asyncio.wait_for(packets.whole, LATE)
         transport.close()
         head, _, rest = packets.arrived[0].partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
@@ -47,7 +48,7 @@ async def test_head_and_body_come_as_one(serve: Serve, stream: bool) -> None:
 async def test_an_answer_without_a_body_leaves_too(serve: Serve, method: str) -> None:
     async with OpenAIUpstream() as upstream, serve({"one": upstream}) as gateway, wire.connected(gateway.url) as client:
         await client.request(method, "/livez")
-        status, headers = await asyncio.wait_for(client.head(), 2)
+        status, headers = await asyncio.wait_for(client.head(), LATE)
         assert (status, dict(headers)["allow"]) == (405, "GET")
 
 
@@ -58,7 +59,7 @@ async def test_the_leave_to_send_a_body_does_not_wait_for_the_answer(serve: Serv
                  "expect: 100-continue", f"content-length: {len(body)}",
                  *(f"{name}: {value}" for name, value in AUTH)]  # fmt: skip
         await client.send("\r\n".join([*lines, "", ""]).encode())
-        assert (await asyncio.wait_for(client.head(), 2))[0] == 100
+        assert (await asyncio.wait_for(client.head(), LATE))[0] == 100
         await client.send(body)
-        reply = await asyncio.wait_for(client.reply(), 5)
+        reply = await asyncio.wait_for(client.reply(), LATE)
         assert (reply.status, reply.complete) == (200, True)

@@ -1,4 +1,8 @@
-"""F-6, F-7, F-8: the client leaves, and the upstream hears of it within 250 ms, in every phase."""
+"""F-6, F-7, F-8: the client leaves, and the upstream hears of it, in every phase.
+
+The upstreams of these tests would go on for minutes: what ends an attempt is that its client has left.  How soon they
+hear of it is measured where there is time to repeat it hundreds of times, by `make soak`.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,14 @@ import pytest
 
 from tests import wire
 from tests.fakes import faults
-from tests.fakes.openai_upstream import Behaviour, OpenAIUpstream, Script
+from tests.fakes.openai_upstream import Attempt, Behaviour, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
-from tests.integration.rig import AUTH, Rig
+from tests.integration.rig import AUTH
+from tests.patience import LATE
 from tests.tiers import repeated
 
 AT_ONCE = 10
+QUICK = 50  # repetitions in every run
 LEAVING = ("close", "reset", "half_close")
 
 
@@ -26,16 +32,24 @@ def leave(client: wire.Wire, number: int) -> float:
     return asyncio.get_running_loop().time()
 
 
-async def in_time(gateway: Rig, check: Callable[[int], Awaitable[float]], repetitions: int) -> None:
-    """`check` for each repetition, some at once: it returns how long the upstream took to hear of it."""
+async def heard(attempt: Attempt, left: float) -> float:
+    """How long the upstream took to hear that the client has left; fails if something else ended its attempt."""
+    await asyncio.wait_for(attempt.over.wait(), LATE)
+    assert attempt.outcome == "left"
+    return attempt.ended - left
+
+
+async def in_time(check: Callable[[int], Awaitable[float]], repetitions: int) -> None:
+    """`check` for each repetition, some at once: it returns how long the upstream took to hear of it.  In the long run
+    that is within 250 ms for all but one in a hundred."""
     delays: list[float] = []
     for start in range(0, repetitions, AT_ONCE):
         delays += await asyncio.gather(*map(check, range(start, start + AT_ONCE)))
-    assert max(delays) < 1.0 + gateway.slack
-    assert sorted(delays)[int(len(delays) * 0.99) - 1] < 0.25 + gateway.slack
+    if repetitions > QUICK:
+        assert sorted(delays)[int(len(delays) * 0.99) - 1] < 0.25
 
 
-@repeated(50, 1000)
+@repeated(QUICK, 1000)
 async def test_in_the_middle_of_a_stream(serve: Serve, repetitions: int) -> None:
     """F-6: at a random token.  What was received ≤ what is accounted for ≤ what the upstream sent."""
     script = Script(pieces=("t ",) * 100_000, itl=0.002)
@@ -50,11 +64,9 @@ async def test_in_the_middle_of_a_stream(serve: Serve, repetitions: int) -> None
                     received[request] += (await client.chunk() or b"").count(b'"t ')
                 left = leave(client, number)
                 attempt = next(one for one in upstream.ledger if one.request.header("x-request-id") == request)
-                await asyncio.wait_for(attempt.over.wait(), 2)
-                assert attempt.outcome == "left"
-                return attempt.ended - left
+                return await heard(attempt, left)
 
-        await in_time(gateway, check, repetitions)
+        await in_time(check, repetitions)
         await gateway.quiet()
         sent = {attempt.request.header("x-request-id"): attempt.tokens for attempt in upstream.ledger}
         for line in gateway.lines():
@@ -70,7 +82,7 @@ HALF_AN_ANSWER = faults.raw(
 HALF_AN_ERROR = faults.raw(b"HTTP/1.1 500 No\r\ncontent-length: 99\r\n\r\n{", end=faults.hang)
 
 
-@repeated(50, 500)
+@repeated(QUICK, 500)
 @pytest.mark.parametrize(
     ("behaviour", "stream", "phase"),
     [
@@ -98,11 +110,9 @@ async def test_while_the_upstream_is_silent(
                         while b" two" not in (await client.chunk() or b" two"):
                             pass
                     left = leave(client, number)
-                    await asyncio.wait_for(attempt.over.wait(), 2)
-                    assert attempt.outcome == "left"
-                    return attempt.ended - left
+                    return await heard(attempt, left)
 
-            await in_time(gateway, check, repetitions)
+            await in_time(check, repetitions)
             await gateway.quiet()
             assert [line.reason for line in gateway.lines()] == ["client_cancel"] * repetitions
             tokens = 2 if phase == "stream" else 0

@@ -7,11 +7,10 @@ import gc
 import logging
 import queue
 import socket
-import statistics
 import threading
 import time
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +20,7 @@ import pytest
 from gateway.api.guard import ClientConnection, EdgeLimits
 from tests.fakes.rawclient import RawClient
 from tests.fakes.served import Served, served
+from tests.patience import LATE
 
 CHUNK = b"a" * 65536
 START = {"type": "http.response.start", "status": 200, "headers": []}
@@ -33,10 +33,10 @@ def request(path: str, body: bytes = b"", length: int | None = None) -> bytes:
 
 @dataclass
 class Watched:
-    """Does what the path says until its client leaves, and notes when it was told."""
+    """Does what the path says until its client leaves, and notes what it was told."""
 
     reached: threading.Event = field(default_factory=threading.Event)  # the phase that the path names
-    told: queue.Queue[tuple[float, str]] = field(default_factory=queue.Queue)
+    told: queue.Queue[str] = field(default_factory=queue.Queue)
     ended: queue.Queue[str] = field(default_factory=queue.Queue)
     connections: list[weakref.ref[Any]] = field(default_factory=list)
     socket_options: list[tuple[int, int]] = field(default_factory=list)
@@ -47,7 +47,7 @@ class Watched:
         gone = asyncio.Event()
 
         def leave() -> None:
-            self.told.put((time.monotonic(), "stalled" if client.stalled else "left"))
+            self.told.put("stalled" if client.stalled else "left")
             gone.set()
 
         client.on_disconnect = leave
@@ -131,7 +131,7 @@ class Watched:
 @pytest.fixture(scope="module")
 def server_and_app() -> Iterator[tuple[Served, Watched]]:
     app = Watched()
-    with served(app, EdgeLimits(write_stall=20)) as server:
+    with served(app, EdgeLimits(body_timeout=9 * LATE, write_stall=20)) as server:
         yield server, app
 
 
@@ -168,30 +168,25 @@ PHASES = {
 @pytest.mark.parametrize("how", ["fin", "rst", "half-close"])
 @pytest.mark.parametrize("behind", [False, True], ids=["alone", "with a second request behind"])
 @pytest.mark.parametrize("data", PHASES.values(), ids=PHASES)
-def test_the_application_is_told_at_once_in_every_phase(
+def test_the_application_is_told_in_every_phase(
     server: Served, app: Watched, data: bytes, behind: bool, how: str
 ) -> None:
+    """And at once: what else would tell it, a time-out, comes later than anybody waits here."""
     behind = behind and data != PHASES["while its body is read"]  # there, more bytes are more body
-    took = []
     for _ in range(5):
         app.reached.clear()
         client = RawClient(server.port)
         client.send(data)
-        assert app.reached.wait(10)
+        assert app.reached.wait(LATE)
         if behind:
             client.send(request("short"))
-        left = time.monotonic()
         if how == "half-close":
             client.half_close()
         else:
             client.leave(reset=how == "rst")
-        when, why = app.told.get(timeout=10)
-        assert why == "left"
-        took.append(when - left)
-        app.ended.get(timeout=10)
+        assert app.told.get(timeout=LATE) == "left"
+        app.ended.get(timeout=LATE)
         client.leave()
-    assert statistics.median(took) < 0.25
-    assert max(took) < 1.0
     assert app.told.empty()
     assert app.ended.empty()  # a request behind the first was never begun
 
@@ -212,9 +207,9 @@ def test_only_the_request_that_runs_is_told(server: Served, app: Watched) -> Non
         client.send(request("short"))
         client.answer()
         client.send(request("wait"))
-        assert app.reached.wait(10)
-    app.told.get(timeout=10)
-    assert [app.ended.get(timeout=10) for _ in range(2)] == ["short", "wait"]
+        assert app.reached.wait(LATE)
+    app.told.get(timeout=LATE)
+    assert [app.ended.get(timeout=LATE) for _ in range(2)] == ["short", "wait"]
     assert app.told.empty()
 
 
@@ -223,7 +218,7 @@ def test_a_cut_answer_is_flushed_and_never_looks_whole(server: Served, app: Watc
         client.send(request("cut"))
         data = client.read_rest()
     assert data.endswith(b"last\r\n")
-    assert app.ended.get(timeout=10) == "cut"
+    assert app.ended.get(timeout=LATE) == "cut"
     assert app.told.empty()  # it was the application that ended it
 
 
@@ -252,6 +247,14 @@ def test_what_is_sent_leaves_without_delay_and_vanished_clients_are_noticed(serv
     assert options[socket.SO_KEEPALIVE] == 1
 
 
+def eventually(holds: Callable[[], bool]) -> None:
+    """Waits for what the server, a thread of its own, does a moment later."""
+    until = time.monotonic() + LATE
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.02)
+
+
 def connections() -> list[Any]:
     return psutil.Process().net_connections("tcp4")
 
@@ -270,9 +273,8 @@ def test_a_client_that_does_not_read_is_reset_and_costs_nothing_more(impatient: 
     for client in clients:
         client.send(request("flood"))
     for _ in clients:
-        _, why = app.told.get(timeout=10)
-        assert why == "stalled"
-        app.ended.get(timeout=10)
+        assert app.told.get(timeout=LATE) == "stalled"
+        app.ended.get(timeout=LATE)
     for client in clients:
         client.read_rest()
         assert client.reset
@@ -282,7 +284,7 @@ def test_a_client_that_does_not_read_is_reset_and_costs_nothing_more(impatient: 
         client.answer()
     gc.collect()
     assert [one() for one in app.connections] == [None] * 20
-    assert psutil.Process().num_fds() == files
+    eventually(lambda: psutil.Process().num_fds() == files)
 
 
 def test_a_client_that_reads_too_slowly_is_reset() -> None:
@@ -294,12 +296,10 @@ def test_a_client_that_reads_too_slowly_is_reset() -> None:
     ):
         client.send(request("flood"))
         pace = threading.Event()
-        while app.told.empty():
-            assert client.receive()
+        while client.receive():
             pace.wait(0.02)
-        assert app.told.get()[1] == "stalled"
-        client.read_rest()
         assert client.reset
+        assert app.told.get(timeout=LATE) == "stalled"
 
 
 def test_a_client_is_not_blamed_for_a_body_that_the_application_does_not_take(
@@ -329,30 +329,27 @@ def test_a_client_that_never_reads_the_end_of_its_answer_is_reset(impatient: tup
     server, app = impatient
     with RawClient(server.port, receive_buffer=8192) as client:
         client.send(request("large"))
-        assert app.ended.get(timeout=10) == "large"
-        until = time.monotonic() + 10
-        pace = threading.Event()
-        while any(one.laddr.port == server.port and one.status == "ESTABLISHED" for one in connections()):
-            assert time.monotonic() < until
-            pace.wait(0.02)
+        assert app.ended.get(timeout=LATE) == "large"
+        eventually(lambda: server.port not in [one.laddr.port for one in connections() if one.status == "ESTABLISHED"])
         client.read_rest()
         assert client.reset
 
 
-def test_a_slow_client_that_reads_gets_all(impatient: tuple[Served, Watched]) -> None:
-    """For five times the stall limit."""
-    server, app = impatient
-    with RawClient(server.port, receive_buffer=65536) as client:
+def test_a_slow_client_that_reads_gets_all() -> None:
+    """For twice the stall limit and more."""
+    app = Watched()
+    with served(app, EdgeLimits(write_stall=1.0)) as server, RawClient(server.port, receive_buffer=65536) as client:
         client.send(request("large"))
         size = 0
-        pace = threading.Event()
+        slow = time.monotonic() + 2.5
         while size < len(CHUNK) * 100:
             piece = client.receive()
             assert piece
             size += len(piece)
-            if size < len(CHUNK) * 50:
-                pace.wait(0.02)
-    assert app.told.empty()
+            if time.monotonic() < slow and size < len(CHUNK) * 90:
+                time.sleep(0.03)
+        assert time.monotonic() > slow, "it was not slow"
+        assert app.told.empty()
 
 
 def test_a_client_whose_body_stops_is_told_to_the_application(impatient: tuple[Served, Watched]) -> None:
@@ -360,5 +357,5 @@ def test_a_client_whose_body_stops_is_told_to_the_application(impatient: tuple[S
     with RawClient(server.port) as client:
         client.send(request("body", b"half", length=100))
         assert client.answer().status == 408
-    app.told.get(timeout=10)
-    assert app.ended.get(timeout=10) == "body"
+    app.told.get(timeout=LATE)
+    assert app.ended.get(timeout=LATE) == "body"

@@ -24,6 +24,7 @@ import pytest
 from gateway.controlplane.engines import Engine, EngineFailed, EngineSpec, EngineState, EngineStatus, Supervision
 from gateway.domain.secret import Secret
 from tests.fakes.engine_host import FAKE_VLLM
+from tests.patience import LATE, near
 from tests.processes import alive, bury
 
 OUTER_WARDEN, INNER_WARDEN, API_SERVER, ENGINE_CORE, WORKER = range(5)
@@ -44,6 +45,13 @@ class Watched:
 
     def engine_state(self, name: str, state: str) -> None:
         self.states.append(state)
+
+    async def ended(self) -> EngineStatus:
+        """How its present life ended, as it was told then: by the time that anybody looks, the next may have begun."""
+        lived = len(self.seen)
+        ends = (EngineState.RESTARTING, EngineState.FAILED)
+        await until(lambda: any(status.state in ends for status in self.seen[lived:]))
+        return next(status for status in self.seen[lived:] if status.state in ends)
 
     def tree(self) -> list[psutil.Process]:
         """Its processes, from the outer warden to the worker."""
@@ -66,7 +74,7 @@ async def running(
         yield watched
     finally:
         tree = watched.tree()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(3 * LATE):
             await watched.engine.stop(now=True)
         left = alive(tree)
         bury(tree)
@@ -74,12 +82,13 @@ async def running(
 
 
 async def ready(watched: Watched) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(6 * LATE):
         await watched.engine.wait_ready()
 
 
-async def until(condition: Callable[[], bool], seconds: float) -> None:
-    async with asyncio.timeout(seconds):
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits for what stays true; what passes must be looked up in `Watched.seen`."""
+    async with asyncio.timeout(3 * LATE):
         while not condition():
             await asyncio.sleep(0.01)
 
@@ -131,24 +140,25 @@ async def test_a_killed_engine_leaves_nothing_behind_and_comes_back(victim: int)
             tree = watched.tree()
             assert len(tree) == 5
             tree[victim].kill()
-            await until(lambda: not alive(tree), 5)  # noqa: B023 - called before the next round
-            await until(lambda: watched.engine.status.endpoint not in endpoints, 5)
+            await until(lambda: not alive(tree))  # noqa: B023 - called before the next round
+            await until(lambda: watched.engine.status.endpoint not in endpoints)
         await ready(watched)
         assert watched.engine.status.restarts == watched.restarts["local"] == repetitions
         keys = {endpoint.key.reveal() for endpoint in endpoints if endpoint is not None}
         assert len(keys) == repetitions, "an engine's key is its own"
 
 
-async def test_an_engine_that_died_starts_again_within_two_seconds() -> None:
+async def test_an_engine_that_died_starts_again_after_a_second() -> None:
     async with running(spec(), Supervision()) as watched:
         await ready(watched)
+        began = time.monotonic()
         watched.tree()[API_SERVER].kill()
-        await until(lambda: watched.engine.status.state is EngineState.RESTARTING, 1)
-        died = time.monotonic()
-        assert watched.engine.status.endpoint is None, "nobody is sent to a dead engine"
-        assert "was killed by SIGKILL" in watched.engine.status.message
-        await until(lambda: len(watched.tree()) == 5, 2)
-        assert time.monotonic() - died > 0.9, "it waits a second before it tries again"
+        end = await watched.ended()
+        assert end.endpoint is None, "nobody is sent to a dead engine"
+        assert "was killed by SIGKILL" in end.message
+        await until(lambda: watched.restarts["local"] == 1)
+        assert near(time.monotonic() - began, 1.0)
+        await until(lambda: len(watched.tree()) == 5)
 
 
 async def test_an_engine_whose_core_died_is_not_waited_for() -> None:
@@ -156,8 +166,9 @@ async def test_an_engine_whose_core_died_is_not_waited_for() -> None:
     async with running(spec()) as watched:
         await ready(watched)
         watched.tree()[ENGINE_CORE].kill()
-        await until(lambda: watched.engine.status.endpoint is None, 2)
-        assert "said that its core is dead" in watched.engine.status.message
+        end = await watched.ended()
+        assert end.endpoint is None
+        assert "said that its core is dead" in end.message
 
 
 async def test_five_deaths_are_the_end_and_it_says_why() -> None:
@@ -195,13 +206,12 @@ async def test_arguments_that_vllm_does_not_know_are_named() -> None:
 
 
 async def test_an_engine_that_hangs_is_killed_and_comes_back() -> None:
-    rules = replace(QUICK, poll=0.05, probe_timeout=0.2, misses=2)
+    rules = replace(QUICK, poll=0.05, probe_timeout=1.0, misses=2)
     async with running(spec(), rules) as watched:
         await ready(watched)
         tree = watched.tree()
         tree[API_SERVER].send_signal(signal.SIGUSR1)
-        await until(lambda: watched.engine.status.state is EngineState.RESTARTING, 10)
-        assert "did not answer /health 2 times in a row" in watched.engine.status.message
+        assert "did not answer /health 2 times in a row" in (await watched.ended()).message
         assert not alive(tree)
         await ready(watched)
 
@@ -214,10 +224,10 @@ async def test_an_engine_that_is_not_ready_in_time_is_killed() -> None:
 
 
 async def test_an_idle_engine_stops_gently() -> None:
-    async with running(spec()) as watched:
+    async with running(spec(stop_timeout=9 * LATE)) as watched:
         await ready(watched)
         tree = watched.tree()
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(LATE):
             await watched.engine.stop()
         assert not alive(tree)
         assert watched.engine.status.state is EngineState.STOPPED
@@ -231,24 +241,24 @@ async def test_an_engine_that_ignores_sigterm_is_gone_within_the_limit() -> None
         tree = watched.tree()
         began = time.monotonic()
         await watched.engine.stop()
-        assert 2.0 < time.monotonic() - began <= 3.0
+        assert near(time.monotonic() - began, 2.0), "it had most of its time, and no more"
         assert not alive(tree)
 
 
 async def test_a_stop_that_takes_too_long_can_be_hastened() -> None:
-    async with running(spec("deaf", stop_timeout=30)) as watched:
+    async with running(spec("deaf", stop_timeout=9 * LATE)) as watched:
         await ready(watched)
         gentle = asyncio.create_task(watched.engine.stop())
-        await until(lambda: watched.engine.status.state is EngineState.STOPPED, 1)
-        async with asyncio.timeout(2):
+        await until(lambda: watched.engine.status.state is EngineState.STOPPED)
+        async with asyncio.timeout(LATE):
             await watched.engine.stop(now=True)
             await gentle
 
 
 async def test_an_engine_that_waits_to_be_restarted_can_be_stopped() -> None:
     async with running(spec("die=RuntimeError: oh"), replace(QUICK, first_delay=60, longest_delay=60)) as watched:
-        await until(lambda: watched.engine.status.state is EngineState.RESTARTING, 10)
-        async with asyncio.timeout(1):
+        await until(lambda: watched.engine.status.state is EngineState.RESTARTING)
+        async with asyncio.timeout(LATE):
             await watched.engine.stop()
 
 
@@ -273,12 +283,12 @@ async def test_no_engine_survives_a_gateway_that_is_killed(behaviour: str) -> No
         )
         try:
             assert host.stdout is not None
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(6 * LATE):
                 assert await host.stdout.readline() == b"ready\n"
             tree = psutil.Process(host.pid).children(recursive=True)
             assert len(tree) == 5 * engines
             host.kill()
-            await until(lambda: not alive(tree), 5)  # noqa: B023 - called before the next round
+            await until(lambda: not alive(tree))  # noqa: B023 - called before the next round
         finally:
             with suppress(ProcessLookupError):
                 host.kill()

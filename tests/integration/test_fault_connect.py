@@ -10,6 +10,7 @@ from tests.fakes import faults
 from tests.fakes.openai_upstream import OpenAIUpstream
 from tests.integration.conftest import Serve
 from tests.integration.rig import route
+from tests.patience import LATE, near
 from tests.tiers import repeated
 
 
@@ -20,16 +21,13 @@ async def test_a_refused_connection_is_answered_by_the_next_target(
 ) -> None:
     async with OpenAIUpstream() as first, OpenAIUpstream() as second:
         route_m = route("both", ("first", "m"), ("second", "m"))
-        async with serve({"first": first, "second": second}, models=[route_m]) as gateway:
+        settings = {"models": [route_m], "timeouts": {"connect": 3 * LATE}}
+        async with serve({"first": first, "second": second}, **settings) as gateway:
             await first.stop()
-            took = []
             for _ in range(repetitions):
-                started = asyncio.get_running_loop().time()
-                reply = await gateway.chat("both", stream=stream)
-                took.append(asyncio.get_running_loop().time() - started)
+                reply = await gateway.chat("both", stream=stream, within=LATE)
                 assert reply.status == 200
                 assert reply.header("x-gateway-upstream") == "second"
-            assert sorted(took)[repetitions // 2] < 0.05 + gateway.slack
             assert {line.reason for line in gateway.lines()} == {"completed"}
             assert gateway.lines()[0].attempts == 2
 
@@ -39,12 +37,10 @@ async def test_a_refused_connection_is_answered_by_the_next_target(
 async def test_without_another_target_a_refused_connection_is_a_503_at_once(
     serve: Serve, stream: bool, repetitions: int
 ) -> None:
-    async with OpenAIUpstream() as upstream, serve({"one": upstream}) as gateway:
+    async with OpenAIUpstream() as upstream, serve({"one": upstream}, timeouts={"connect": 3 * LATE}) as gateway:
         await upstream.stop()
         for _ in range(repetitions):
-            started = asyncio.get_running_loop().time()
-            reply = await gateway.chat(stream=stream)
-            assert asyncio.get_running_loop().time() - started < 0.5 + gateway.slack
+            reply = await gateway.chat(stream=stream, within=LATE)
             assert reply.status == 503
             assert int(reply.header("retry-after") or 0) >= 1
             assert reply.error["code"] in ("upstream_connect", "model_unavailable")
@@ -59,7 +55,7 @@ async def test_it_serves_again_as_soon_as_the_upstream_is_back(serve: Serve) -> 
         await upstream.stop()
         assert (await gateway.chat()).status == 503
         await upstream.start()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(3 * LATE):
             while (reply := await gateway.chat()).status == 503:
                 await asyncio.sleep(0.1)
         assert reply.text == "One two three four five"
@@ -74,8 +70,9 @@ async def test_a_black_hole_costs_the_connect_time_out_and_no_more(serve: Serve)
             with faults.black_hole(first.port):
                 started = asyncio.get_running_loop().time()
                 alone, both = await asyncio.gather(gateway.chat("first/m"), gateway.chat("both"))
-                assert asyncio.get_running_loop().time() - started < 0.9 + gateway.slack
+                assert near(asyncio.get_running_loop().time() - started, 0.4)
             assert (alone.status, alone.error["code"]) == (503, "upstream_connect")
+            assert "no connection within 0.4 s" in alone.error["message"]
             assert alone.header("retry-after")
             assert both.text == "One two three four five"
             assert (await gateway.settled(both)).attempts == 2

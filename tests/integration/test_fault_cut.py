@@ -61,7 +61,7 @@ async def test_a_cut_before_the_first_byte_goes_to_the_next_target(
 async def test_an_error_event_ends_the_stream_also_when_done_follows(serve: Serve, done: bool) -> None:
     """vLLM sends `[DONE]` after an error event, as if the answer were whole."""
     error = {"message": "EngineCore died at 0x7f31a2", "type": "InternalServerError", "param": None, "code": 500}
-    script = Script(itl=0.005, after=2, fault=faults.error_event(error, done=done))
+    script = Script(itl=0.02, after=2, fault=faults.error_event(error, done=done))
     async with OpenAIUpstream({"m": script}) as upstream, serve({"one": upstream}) as gateway:
         reply = await gateway.chat()
         assert reply.text == "One two"
@@ -83,10 +83,10 @@ async def test_an_error_event_before_the_first_token_goes_to_the_next_target(ser
 
 @pytest.mark.parametrize("fault", [faults.cut, faults.end_without_done, faults.hang])
 async def test_the_sdk_raises_where_it_would_have_noticed_nothing(serve: Serve, fault: Behaviour) -> None:
-    script = Script(itl=0.005, after=2, fault=fault)
+    script = Script(itl=0.02, after=2, fault=fault)
     async with (
         OpenAIUpstream({"m": script}) as upstream,
-        serve({"one": upstream}, timeouts={"byte_idle": 0.3}) as gateway,
+        serve({"one": upstream}, timeouts={"byte_idle": 1.0}) as gateway,
     ):
         async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=CLIENT_KEY, max_retries=2) as client:
             stream = await client.chat.completions.create(
@@ -100,7 +100,7 @@ async def test_the_sdk_raises_where_it_would_have_noticed_nothing(serve: Serve, 
 
 
 async def test_completions_and_embeddings_are_held_to_the_same(serve: Serve) -> None:
-    models: dict[str, Behaviour] = {"m": Script(itl=0.005, after=2, fault=faults.cut), "e": faults.cut}
+    models: dict[str, Behaviour] = {"m": Script(itl=0.02, after=2, fault=faults.cut), "e": faults.cut}
     async with OpenAIUpstream(models) as upstream, serve({"one": upstream}) as gateway:
         reply = await gateway.post({"model": "m", "prompt": "a", "stream": True}, "/v1/completions")
         assert (reply.text, reply.failure["code"]) == ("One two", "upstream_cut")

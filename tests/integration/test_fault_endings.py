@@ -31,7 +31,7 @@ def chunk(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(data), data)
 
 
-STEP = 0.005  # seconds between tokens, so that the first ones are with the client before anything goes wrong
+STEP = 0.02  # seconds between tokens, so that the first ones are with the client before anything goes wrong
 
 #: What comes on the wire after two tokens in good chunks, and how the connection goes on.
 ENDINGS: dict[str, Behaviour] = {

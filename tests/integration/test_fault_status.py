@@ -13,6 +13,7 @@ from tests.fakes import faults
 from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.integration.conftest import Serve
 from tests.integration.rig import CLIENT_KEY, PROMPT, provider_key, route
+from tests.patience import LATE
 
 MOVES_ON = (408, 429, 500, 502, 503, 504, 529)
 STAYS = (400, 404, 409, 413, 422)
@@ -89,13 +90,13 @@ async def test_an_error_body_without_end_is_not_read_to_the_end(serve: Serve, st
         await gateway.chat()  # whatever the first request allocates for good
         tracemalloc.start()
         try:
-            reply = await gateway.chat(within=2)
+            reply = await gateway.chat(within=LATE)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
         assert reply.status == (400 if status == 400 else 502)
         assert len(reply.body) < 2000
-        await asyncio.wait_for(upstream.ledger[1].over.wait(), 1)
+        await asyncio.wait_for(upstream.ledger[1].over.wait(), LATE)
         assert upstream.ledger[1].outcome == "left"
         assert peak < 4 * 2**20
 

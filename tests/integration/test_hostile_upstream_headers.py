@@ -13,6 +13,7 @@ import pytest
 from tests.fakes import faults
 from tests.fakes.openai_upstream import Behaviour, Exchange, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
+from tests.patience import LATE
 
 #: All that an answer of an upstream may carry on its way to the client.
 ALLOWED = {
@@ -117,16 +118,16 @@ async def _trailers(exchange: Exchange) -> None:
 @pytest.mark.parametrize("flood", [_many, _endless, _one_long, _long_name, _interim, _long_status, _trailers])
 async def test_a_flood_of_headers_is_cut_off(serve: Serve, flood: Behaviour) -> None:
     async with OpenAIUpstream({"m": flood}) as upstream, serve({"one": upstream}) as gateway:
-        await gateway.chat(within=3)
+        await gateway.chat(within=LATE)
         tracemalloc.start()
         try:
-            reply = await gateway.chat(within=3)
+            reply = await gateway.chat(within=LATE)
             _, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
         assert (reply.status, reply.error["code"]) == (502, "upstream_protocol")
         for attempt in upstream.ledger:
-            await asyncio.wait_for(attempt.over.wait(), 1)
+            await asyncio.wait_for(attempt.over.wait(), LATE)
             assert attempt.sent < 16 * 2**20
         assert peak < 8 * 2**20
 

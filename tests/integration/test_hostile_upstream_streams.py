@@ -11,6 +11,7 @@ import pytest
 from tests.fakes import faults
 from tests.fakes.openai_upstream import Exchange, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
+from tests.patience import LATE
 
 CHUNK = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": "m"}
 MIB = 2**20
@@ -57,7 +58,7 @@ async def test_no_event_waits_for_the_next(serve: Serve) -> None:
         await exchange.open_stream()
         for number in range(20):
             await exchange.chunk(said(f"{number} "))
-            await asyncio.wait_for(taken.acquire(), 2)
+            await asyncio.wait_for(taken.acquire(), LATE)
         await exchange.chunk(DONE)
         await exchange.end_stream()
 
@@ -88,7 +89,7 @@ async def test_a_line_or_event_without_end_is_cut_off_early(serve: Serve, block:
     async with OpenAIUpstream({"m": behaviour}) as upstream, serve({"one": upstream}) as gateway:
         reply = await gateway.chat()
         assert reply.failure["code"] == "upstream_protocol"
-        await asyncio.wait_for(upstream.ledger[0].over.wait(), 1)
+        await asyncio.wait_for(upstream.ledger[0].over.wait(), LATE)
         assert upstream.ledger[0].outcome == "left"
         assert upstream.ledger[0].sent < 32 * MIB  # the limit, and what the sockets' buffers held
 
@@ -131,7 +132,7 @@ async def test_an_early_done_ends_the_answer_and_frees_the_upstream(serve: Serve
     async with OpenAIUpstream({"m": behaviour}) as upstream, serve({"one": upstream}) as gateway:
         reply = await gateway.chat()
         assert (reply.text, reply.done, reply.complete) == ("One", True, True)
-        await asyncio.wait_for(upstream.ledger[0].over.wait(), 3)
+        await asyncio.wait_for(upstream.ledger[0].over.wait(), LATE)
         assert (await gateway.settled(reply)).reason == "completed"
 
 

@@ -14,6 +14,7 @@ import pytest
 from gateway.api.guard import EdgeLimits
 from tests.fakes.rawclient import Answer, RawClient
 from tests.fakes.served import Served, served
+from tests.patience import LATE, near
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -89,7 +90,7 @@ class Port:
 @pytest.fixture(scope="module")
 def port() -> Iterator[Port]:
     echo = Echo()
-    with served(echo, EdgeLimits(keep_alive=1)) as server:
+    with served(echo, EdgeLimits(keep_alive=3)) as server:
         yield Port(server, echo)
 
 
@@ -368,16 +369,14 @@ def test_the_documented_limits_are_the_defaults() -> None:
     )
 
 
-def test_refusals_are_quick(port: Port) -> None:
-    """A bad request costs its sender a tenth of a second at most; the median, because other work shares the machine."""
-    took = []
-    for _, data, _status in [case for case in ATTACKS if len(case[1]) < MIB][::5]:
-        with RawClient(port.server.port) as client:
-            began = time.monotonic()
-            client.try_send(data)
-            assert client.answers()  # and closed
-            took.append(time.monotonic() - began)
-    assert sorted(took)[len(took) // 2] < 0.1
+def test_a_refusal_waits_for_nothing() -> None:
+    """Not for what a bad request has promised to send, nor for the end of any time-out."""
+    patient = EdgeLimits(header_timeout=9 * LATE, body_timeout=9 * LATE, keep_alive=9 * LATE, write_stall=9 * LATE)
+    with served(Echo(), patient) as server:
+        for _, data, _status in [case for case in ATTACKS if len(case[1]) < MIB][::5]:
+            with RawClient(server.port, timeout=LATE) as client:
+                client.try_send(data)
+                assert client.answers()  # and closed
 
 
 def test_a_refusal_repeats_nothing_of_what_was_sent(port: Port) -> None:
@@ -480,7 +479,7 @@ def test_nothing_after_connection_close_is_served(port: Port) -> None:
 def narrow() -> Iterator[Port]:
     """A server that takes bodies of 1 MiB."""
     echo = Echo()
-    with served(echo, EdgeLimits(max_body_bytes=MIB, keep_alive=1)) as server:
+    with served(echo, EdgeLimits(max_body_bytes=MIB, keep_alive=3)) as server:
         yield Port(server, echo)
 
 
@@ -543,16 +542,18 @@ def test_an_endless_body_costs_no_memory(narrow: Port) -> None:
 
 @pytest.fixture(scope="module")
 def hasty() -> Iterator[Port]:
-    """A server with short limits; each is far from the others, so that a test knows which one it met."""
+    """A server with short limits, for those who exceed them; each is far from the others, so that a test knows which
+    one it met."""
     echo = Echo()
-    with served(echo, EdgeLimits(header_timeout=0.3, body_timeout=0.6, keep_alive=1)) as server:
+    with served(echo, EdgeLimits(header_timeout=1.0, body_timeout=1.5, keep_alive=2.0)) as server:
         yield Port(server, echo)
 
 
 def test_a_silent_connection_is_closed_without_a_word(hasty: Port) -> None:
+    began = time.monotonic()
     with RawClient(hasty.server.port) as client:
-        assert 0.2 < client.seconds_until_closed() < 5
         assert client.answers() == []
+    assert near(time.monotonic() - began, 1.0)
     assert hasty.server.refused[-1] == "silent_connection"
 
 
@@ -577,15 +578,16 @@ def test_a_head_that_trickles_is_closed_all_the_same(hasty: Port, first: bytes, 
         began = time.monotonic()
         while (answer := client.try_receive()) is None:
             client.try_send(byte)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < LATE
         assert answer.startswith(b"HTTP/1.1 408 ") if byte == b"a" else answer == b""
 
 
 def test_an_idle_connection_is_kept_for_its_time_and_then_closed(hasty: Port) -> None:
+    began = time.monotonic()
     with RawClient(hasty.server.port) as client:
         client.send(GOOD)
-        client.answer()
-        assert 0.8 < client.seconds_until_closed() < 5
+        assert len(client.answers()) == 1  # and closed
+    assert near(time.monotonic() - began, 2.0)
 
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 5000", b"Transfer-Encoding: chunked"])
@@ -607,14 +609,14 @@ def test_a_body_below_the_least_rate_is_closed(hasty: Port) -> None:
 
 def test_a_slow_body_above_the_least_rate_is_taken(hasty: Port) -> None:
     with RawClient(hasty.server.port, timeout=0.05) as client:
-        client.send(request(b"Content-Length: 30000"))
-        for _ in range(29):  # 1.5 s at 20 KiB/s, which is more than two windows
+        client.send(request(b"Content-Length: 65000"))
+        for _ in range(64):  # 3.2 s at 20 KiB/s, which is more than two windows
             client.send(b"a" * 1000)
             with pytest.raises(TimeoutError):
                 client.receive()
         client.send(b"a" * 1000)
         client.set_timeout(10)
-        assert client.answer().json()["size"] == 30_000
+        assert client.answer().json()["size"] == 65_000
 
 
 def test_a_good_request_is_served_in_the_midst_of_attacks(hasty: Port) -> None:
@@ -622,11 +624,11 @@ def test_a_good_request_is_served_in_the_midst_of_attacks(hasty: Port) -> None:
     bad = [RawClient(hasty.server.port) for _ in range(500)]
     openings = (b"", GET[:-2], request(b"Content-Length: 1000") + b"a")
     for index, client in enumerate(bad):
-        client.send(openings[index % 3])
+        client.try_send(openings[index % 3])  # the server may be done with it already
         if index % 50 == 0:
             hasty.still_serves()
     for client in bad:
-        assert client.seconds_until_closed() < 5
+        client.read_rest()
         client.leave()
     hasty.still_serves()
 
@@ -643,7 +645,7 @@ def test_connections_beyond_the_limit_are_turned_away() -> None:
             assert answer.headers["retry-after"] == "1"
             assert answer.json()["error"]["code"] == "too_many_connections"
         clients.pop().leave()
-        until = time.monotonic() + 5
+        until = time.monotonic() + LATE
         while time.monotonic() < until:
             with RawClient(server.port) as client:
                 client.try_send(GOOD)

@@ -44,14 +44,14 @@ async def echo_event(exchange: Exchange) -> None:
 
 FAULTS: dict[str, Behaviour] = {
     **{f"echo-{status}": echo(status) for status in (400, 401, 403, 404, 413, 422, 429, 500, 503)},
-    "echo-in-the-stream": Script(itl=0.005, after=1, fault=echo_event),
+    "echo-in-the-stream": Script(itl=0.02, after=1, fault=echo_event),
     "echo-instead-of-the-stream": Script(fault=echo_event),
-    "cut": Script(itl=0.005, after=1, fault=faults.cut),
+    "cut": Script(itl=0.02, after=1, fault=faults.cut),
     "cut-at-once": faults.cut,
-    "stall": Script(itl=0.005, after=1, fault=faults.hang),
+    "stall": Script(itl=0.02, after=1, fault=faults.hang),
     "silence": faults.hang,
     "no-HTTP": faults.raw(b"SSH-2.0\r\n"),
-    "no-JSON": Script(itl=0.005, after=1, fault=faults.raw(b"4\r\nnope\r\n")),
+    "no-JSON": Script(itl=0.02, after=1, fault=faults.raw(b"4\r\nnope\r\n")),
     "redirect": faults.refuse(302, headers=[("location", "http://127.0.0.1:1/")]),
     "no-fault-at-all": Script(pieces=(PROMPT,)),
 }
@@ -175,7 +175,7 @@ async def test_each_origin_sees_its_own_key_and_no_other(serve: Serve) -> None:
 @pytest.mark.parametrize("form", ["json", "pretty"])
 async def test_a_real_process_keeps_its_secrets_too(tmp_path: Path, form: str) -> None:
     """As people run it: keys from the environment, all that it writes in one file, its arguments for all to see."""
-    async with OpenAIUpstream({"m": echo(400), "cut": Script(itl=0.005, after=1, fault=faults.cut)}) as upstream:
+    async with OpenAIUpstream({"m": echo(400), "cut": Script(itl=0.02, after=1, fault=faults.cut)}) as upstream:
         config = configuration({"one": upstream}, log_format=form)
         secrets = {"ADMIN": ADMIN_KEY, "CLIENT": CLIENT_KEY, "PROVIDER": provider_key("one")}
         text = yaml.safe_dump(config)
@@ -189,7 +189,7 @@ async def test_a_real_process_keeps_its_secrets_too(tmp_path: Path, form: str) -
                 assert provider_key("one").encode() not in reply.body
             shown = " ".join(psutil.Process(gateway.process.pid).cmdline())
             gateway.process.terminate()
-            await asyncio.to_thread(gateway.process.wait, 10)
+            await asyncio.to_thread(gateway.process.wait, 30)
         written = gateway.log.read_text()
         assert "upstream_cut" in written
         for secret in (*secrets.values(), PROMPT):

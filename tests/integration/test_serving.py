@@ -9,7 +9,6 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from gateway.api.guard import ClientConnection, EdgeLimits
 from gateway.server import ListenError, Stop, listen, serve
 from tests.fakes.rawclient import RawClient
 from tests.fakes.served import served
+from tests.patience import LATE
 
 LARGE = b"a" * 20_000_000
 
@@ -135,13 +135,11 @@ def test_an_answer_that_is_still_being_read_is_sent_whole() -> None:
     assert server.steps[-1] == "shut down"
 
 
-def test_asked_twice_everything_ends_within_two_seconds() -> None:
-    """Though a request ignores it and the engines take a minute to stop."""
-    with draining("stubborn", shutdown_seconds=60) as (server, _, client):
-        began = time.monotonic()
+def test_asked_twice_everything_ends_at_once() -> None:
+    """Though a request ignores it and the engines take long to stop."""
+    with draining("stubborn", shutdown_seconds=9 * LATE) as (server, _, client):
         server.ask_to_stop()
-        assert server.ended.wait(10)
-        assert time.monotonic() - began < 2.0
+        assert server.ended.wait(LATE)
         assert server.steps == ["begin_drain", "end_streams", "shutdown"]
         assert not client.read_rest().endswith(b"0\r\n\r\n")
 
@@ -253,7 +251,7 @@ def test_a_signal_lets_requests_finish_and_the_process_ends_well(number: signal.
         assert (running.returncode, out, errors) == (0, "begin_drain\nshutdown\n", "")
 
 
-def test_a_second_signal_ends_the_process_within_two_seconds() -> None:
+def test_a_second_signal_ends_the_process_at_once() -> None:
     with process() as (running, port), RawClient(port) as client:
         client.send(request("hang"))
         client.read_until(b"token")
@@ -261,6 +259,4 @@ def test_a_second_signal_ends_the_process_within_two_seconds() -> None:
         assert running.stdout is not None
         assert running.stdout.readline() == "begin_drain\n"
         running.send_signal(signal.SIGINT)
-        began = time.monotonic()
-        assert running.wait(10) == 0
-        assert time.monotonic() - began < 2.5
+        assert running.wait(LATE) == 0

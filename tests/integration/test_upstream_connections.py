@@ -41,7 +41,12 @@ async def test_the_beginning_of_another_answer_is_not_completed_for_the_next_req
 
 async def test_a_request_that_its_server_does_not_survive_is_sent_twice_at_most(serve: Serve) -> None:
     """However many connections are kept: that the first was closed while it rested is a guess, not an excuse."""
-    models = {"m": Script(ttft=0.1), "deadly": faults.reset}
+
+    async def together(exchange: Exchange) -> None:
+        await exchange.upstream.attempt(4)  # five at once, so that none is sent on the connection of another
+        await Script()(exchange)
+
+    models = {"m": together, "deadly": faults.reset}
     async with OpenAIUpstream(models) as upstream, serve({"one": upstream}, hops=False) as gateway:
         await asyncio.gather(*(gateway.chat() for _ in range(5)))
         assert upstream.connections >= 5
