@@ -43,13 +43,36 @@ class Served:
                     found = child
         return found
 
+    def engine_page(self, path: str) -> httpx2.Response:
+        """A page of the engine itself, with the key that only its own environment holds."""
+        engine = self.engine
+        line, key = engine.cmdline(), engine.environ()["VLLM_API_KEY"]
+        url = f"http://127.0.0.1:{line[line.index('--port') + 1]}{path}"
+        return httpx2.get(url, headers={"authorization": f"Bearer {key}"}, timeout=30).raise_for_status()
+
     def engine_metric(self, name: str) -> float:
-        """A metric of the engine itself, with the key that only its own environment holds."""
-        line = self.engine.cmdline()
-        port = line[line.index("--port") + 1]
-        key = self.engine.environ()["VLLM_API_KEY"]
-        page = httpx2.get(f"http://127.0.0.1:{port}/metrics", headers={"authorization": f"Bearer {key}"}, timeout=30)
-        return sample(page.text, name)
+        """A metric of the engine: of its core's last step, which is some time ago while it is frozen."""
+        return sample(self.engine_page("/metrics").text, name)
+
+    def engine_took(self) -> int:
+        """How many requests the engine's server has taken and not ended.  It may lose count where clients leave: only
+        that it grows tells something."""
+        return int(self.engine_page("/load").json()["server_load"])
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A metric of the gateway."""
+        return sample(httpx2.get(f"{self.gateway.url}/metrics").raise_for_status().text, name, **labels)
+
+    @contextlib.contextmanager
+    def frozen(self) -> Iterator[None]:
+        """The engine's core stands still: its server takes requests, and none gets any further, however fast the
+        machine.  What was cancelled meanwhile is cancelled before the core takes its next step."""
+        (core,) = (child for child in self.engine.children(recursive=True) if child.name() == "VLLM::EngineCore")
+        core.suspend()
+        try:
+            yield
+        finally:
+            core.resume()
 
     def wait_for_models(self, *names: str, seconds: float = BOOT) -> None:
         """Returns when all of these are listed and answer."""
@@ -117,9 +140,8 @@ def served(
                         "command": [str(VLLM)],
                         "args": [
                             "--dtype", "bfloat16", "--max-model-len", "2048", "--kv-cache-memory-bytes", "256M",
-                            "--enforce-eager",
-                            # A long prompt takes several steps, so that the time before the first byte can be seen.
-                            "--max-num-seqs", "32", "--max-num-batched-tokens", "128",
+                            "--enforce-eager", "--max-num-seqs", "32", "--max-num-batched-tokens", "128",
+                            "--enable-server-load-tracking",
                             "--enable-auto-tool-choice", "--tool-call-parser", "hermes",
                         ],
                     },

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import httpx2
 import openai
 import pytest
 
-from tests.gateway import sample
 from tests.real import BASE, JSON, LLAMA, PIRATE, Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
@@ -106,59 +107,65 @@ async def test_a_stream_is_the_whole_answer_in_pieces(client):
     assert usage.completion_tokens >= len(pieces)
 
 
-async def gone(real: Served, seconds: float = 5.0) -> float:
-    """How long it takes until the engine runs nothing."""
-    begun = time.monotonic()
-    while await asyncio.to_thread(real.engine_metric, "vllm:num_requests_running"):
-        assert time.monotonic() - begun < seconds, "the engine still works for a client that has left"
-    return time.monotonic() - begun
-
-
-async def running(real: Served, count: int = 1) -> None:
-    """Returns when the engine runs at least so many requests."""
-    async with asyncio.timeout(20):
-        while await asyncio.to_thread(real.engine_metric, "vllm:num_requests_running") < count:
-            pass
-
-
+RUNNING = "vllm:num_requests_running"
+FINISHED = "vllm:request_success_total"  # those that came to their end, which those that were cancelled did not
 LONG = {"min_tokens": 1500, "ignore_eos": True}
 
 
-@pytest.mark.parametrize("phase", ["streaming", "before the first byte", "not streamed"])
-async def test_the_engine_stops_when_the_client_leaves(real, client, phase):
-    await gone(real)
-    aborted = await asyncio.to_thread(
-        lambda: real.engine_metric("vllm:request_success_total")  # finished ones of every kind
-    )
-    messages = [{"role": "user", "content": QUESTIONS[0]}]
-    if phase == "streaming":
-        stream = await client.chat.completions.create(
-            model=BASE, messages=messages, max_tokens=1500, stream=True, extra_body=LONG
+async def until(holds: Callable[[], bool], *calls: asyncio.Task[Any]) -> None:
+    """Waits for what other processes come to; fails if one of the calls that are to bring it about ends before."""
+    async with asyncio.timeout(120):
+        while not await asyncio.to_thread(holds):
+            for call in calls:
+                assert not call.done(), f"it ended too early: {call.exception() or call.result()}"
+
+
+async def idle(real: Served) -> float:
+    """Returns when the engine runs nothing: how many requests it has finished."""
+    await until(lambda: real.engine_metric(RUNNING) == 0)
+    return await asyncio.to_thread(real.engine_metric, FINISHED)
+
+
+@pytest.mark.parametrize(
+    ("phase", "told"), [("streaming", "stream"), ("before the first byte", "headers"), ("not streamed", "headers")]
+)
+async def test_the_engine_stops_when_the_client_leaves(real, client, phase, told):
+    def cancelled() -> float:
+        return real.metric("gateway_cancellations_total", phase=told)
+
+    finished, before = await idle(real), await asyncio.to_thread(cancelled)
+    left = partial(until, lambda: cancelled() == before + 1)
+
+    def start(stream: bool) -> asyncio.Task[Any]:
+        messages = [{"role": "user", "content": QUESTIONS[0]}]
+        asked = client.chat.completions.create(
+            model=BASE, messages=messages, max_tokens=1500, stream=stream, extra_body=LONG
         )
+        return asyncio.create_task(asked)
+
+    if phase == "streaming":
+        stream = await start(stream=True)
         await anext(aiter(stream))
-        await running(real)
         await stream.close()
+        await left()
+    elif phase == "before the first byte":
+        with real.frozen():
+            taken = await asyncio.to_thread(real.engine_took)
+            call = start(stream=True)
+            await until(lambda: real.engine_took() > taken, call)
+            call.cancel()
+            await left()
     else:
-        if phase == "before the first byte":
-            messages = [{"role": "user", "content": "word " * 1500}]
-        call = asyncio.create_task(
-            client.chat.completions.create(
-                model=BASE, messages=messages, max_tokens=400 if "byte" in phase else 1500, stream="byte" in phase,
-                extra_body={"min_tokens": 300, "ignore_eos": True},
-            )
-        )  # fmt: skip
-        await running(real)
+        call = start(stream=False)
+        await until(lambda: real.engine_metric(RUNNING) == 1, call)
         call.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-    assert await gone(real) < 2.0
-    finished = await asyncio.to_thread(lambda: real.engine_metric("vllm:request_success_total"))
-    assert finished == aborted, "it ran to its end instead of being cancelled"
+        await left()
     assert is_plain(await ask(client, BASE))
+    assert await idle(real) == finished + 1, "it ran to its end instead of being cancelled"
 
 
 async def test_a_client_that_leaves_the_queue_never_reaches_the_engine(real, client):
-    await gone(real)
+    finished = await idle(real)
     messages = [{"role": "user", "content": QUESTIONS[0]}]
     busy = [
         asyncio.create_task(
@@ -166,23 +173,18 @@ async def test_a_client_that_leaves_the_queue_never_reaches_the_engine(real, cli
         )
         for _ in range(8)  # all the places there are
     ]
-    await running(real, 8)
-    waiting = asyncio.create_task(client.chat.completions.create(model=BASE, messages=messages, max_tokens=5))
-    async with asyncio.timeout(10):
-        while await asyncio.to_thread(_gauge, real, "gateway_requests_waiting") < 1:
-            pass
-    waiting.cancel()
-    async with asyncio.timeout(5):
-        while await asyncio.to_thread(_gauge, real, "gateway_requests_waiting"):
-            pass
-    for task in busy:
-        task.cancel()
+    await until(lambda: real.engine_metric(RUNNING) == 8, *busy)
+    with real.frozen():
+        taken = await asyncio.to_thread(real.engine_took)
+        waiting = asyncio.create_task(client.chat.completions.create(model=BASE, messages=messages, max_tokens=5))
+        await until(lambda: real.metric("gateway_requests_waiting", upstream="local") == 1, waiting)
+        waiting.cancel()
+        await until(lambda: real.metric("gateway_requests_waiting", upstream="local") == 0)
+        assert await asyncio.to_thread(real.engine_took) == taken
+    for call in busy:
+        call.cancel()
     await asyncio.gather(waiting, *busy, return_exceptions=True)
-    assert await gone(real) < 2.0
-
-
-def _gauge(real: Served, name: str) -> float:
-    return sample(httpx2.get(f"{real.gateway.url}/metrics").text, name, upstream="local")
+    assert await idle(real) == finished
 
 
 async def test_tokenize_counts_what_the_engine_counts(real):

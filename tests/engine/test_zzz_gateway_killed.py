@@ -7,6 +7,7 @@ import asyncio
 import psutil
 import pytest
 
+from tests.patience import LATE
 from tests.processes import alive, bury
 from tests.real import Served
 
@@ -20,7 +21,7 @@ async def test_no_process_of_the_engine_survives_a_gateway_that_is_killed(real: 
     assert {"VLLM::EngineCore", "VLLM::Worker"} <= {process.name() for process in tree}
     gateway.kill()
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(3 * LATE):
             while alive(tree):
                 await asyncio.sleep(0.01)
     finally:
