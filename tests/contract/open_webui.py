@@ -16,6 +16,7 @@ from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.gateway import CLIENT_KEY, Running, running_gateway
 from tests.wire import Reply
 
+STEP = 0.02  # seconds between two tokens
 HTML = b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>"
 ASK: list[Any] = [{"role": "user", "content": "What is the capital of Italy?"}]
 TASK: list[Any] = [{"role": "user", "content": "### Task:\nGenerate a concise title\n### Output:\nJSON format"}]
@@ -96,16 +97,17 @@ async def stage(folder: Path, **sections: Any) -> AsyncIterator[Stage]:
     place; Ollama: "qwen3:8b" and an embedding model."""
     vendor = OpenAIUpstream(
         {
-            "large": Script(itl=0.01),
+            "large": Script(itl=STEP),
             "small": Script(pieces=('{"title":', ' "Capital"}')),
-            "busy": Script(itl=0.25),
+            "busy": Script(on_demand=True),
             "html": faults.refuse(502, HTML, [("x-powered-by", "nginx")]),
             "refuses": faults.refuse(400, b'{"error":{"message":"Too many tools.","type":"invalid_request_error"}}'),
-            "cut": Script(itl=0.01, after=2, fault=faults.cut),
+            "cut": Script(itl=STEP, after=2, fault=faults.cut),
+            "stalls": Script(after=2, fault=faults.hang),
             "hangs": faults.hang,
         }
     )
-    engine = OpenAIUpstream({"local": Script(itl=0.01)}, cards={"local": {"max_model_len": 2048}})
+    engine = OpenAIUpstream({"local": Script(itl=STEP)}, cards={"local": {"max_model_len": 2048}})
     ollama = OllamaServer(
         {"qwen3:8b": Model(("completion", "tools", "thinking")), "nomic:latest": Model(("embedding",))}
     )
@@ -124,11 +126,11 @@ def upstreams(vendor: OpenAIUpstream, engine: OpenAIUpstream, ollama: OllamaServ
     return [
         {
             "name": "vendor", "kind": "openai", "base_url": vendor.url, "overrides": {"large": large},
-            "models": ["large", "small", "html", "refuses", "cut", "hangs"],
+            "models": ["large", "small", "html", "refuses", "cut", "stalls", "hangs"],
         },
         {
             "name": "narrow", "kind": "openai", "base_url": vendor.url, "models": ["busy"],
-            "concurrency": {"limit": 1, "queue": 1},
+            "concurrency": {"limit": 1, "queue": 2},
         },
         {"name": "engine", "kind": "vllm", "base_url": engine.url, "overrides": {"local": {"tools": False}}},
         {"name": "ollama", "kind": "ollama", "base_url": ollama.url, "options": {"num_ctx": 40_960}},

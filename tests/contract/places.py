@@ -25,12 +25,12 @@ STATUSES = (400, 401, 404, 409, 422, 429, 500, 501, 503)
 #: A choice of tools.
 NAMED = {"type": "function", "function": {"name": "weather"}}
 
-#: Model → what it does, for each fake: "m" is fair, "slow" says a word every 20 ms, "sliced" sends single bytes, "cut"
-#: and "errs" break after two words, "hangs" never answers, "status-…" answers with that status, "uncounted" has no
-#: usage, "vectors" embeds.
+#: Model → what it does, for each fake: "m" is fair, "asked" says each word when the test wants it, "sliced" sends
+#: single bytes, "cut" and "errs" break after two words, "stalls" says two and no more, "hangs" never answers,
+#: "status-…" answers with that status, "uncounted" has no usage, "vectors" embeds.
 SCENARIOS = (
-    "m", "slow", "sliced", "cut", "errs", "hangs", *(f"status-{status}" for status in STATUSES), "uncounted", "vectors",
-    *ODD,
+    "m", "asked", "sliced", "cut", "errs", "stalls", "hangs", *(f"status-{status}" for status in STATUSES),
+    "uncounted", "vectors", *ODD,
 )  # fmt: skip
 
 
@@ -54,10 +54,11 @@ class Place:
 def _openai() -> OpenAIUpstream:
     failing = faults.error_event({"message": "scripted", "type": "server_error", "code": 500}, done=True)
     special: dict[str, Behaviour] = {
-        "slow": Script(itl=0.02),
+        "asked": Script(on_demand=True),
         "sliced": Script(slices=1),
-        "cut": Script(itl=0.01, after=2, fault=faults.cut),
-        "errs": Script(itl=0.01, after=2, fault=failing),
+        "cut": Script(itl=0.02, after=2, fault=faults.cut),
+        "errs": Script(itl=0.02, after=2, fault=failing),
+        "stalls": Script(after=2, fault=faults.hang),
         "hangs": faults.hang,
         "uncounted": Script(usage=lambda usage: None),
         **{f"status-{status}": faults.refuse(status) for status in STATUSES},
@@ -68,10 +69,11 @@ def _openai() -> OpenAIUpstream:
 def _ollama() -> OllamaServer:
     special = {"vectors": Model(("embedding",)), "uncounted": Model(counted=False)}
     paces = {
-        "slow": Pace(itl=0.02),
+        "asked": Pace(on_demand=True),
         "sliced": Pace(slices=1),
-        "cut": Pace(itl=0.01, after=2, fault=faults.cut),
-        "errs": Pace(itl=0.01, after=2, fault=error_line("scripted")),
+        "cut": Pace(itl=0.02, after=2, fault=faults.cut),
+        "errs": Pace(itl=0.02, after=2, fault=error_line("scripted")),
+        "stalls": Pace(after=2, fault=faults.hang),
         "hangs": Pace(instead=faults.hang),
         **{f"status-{status}": Pace(instead=refusal(status, "scripted")) for status in STATUSES},
     }

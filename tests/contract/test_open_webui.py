@@ -19,10 +19,12 @@ import pytest
 import pytest_asyncio
 
 from tests import wire
-from tests.contract.open_webui import ASK, FORWARDED, HTML, PLAIN, TASK, Stage, builtin_tools, sent, stage, task
+from tests.contract.open_webui import ASK, FORWARDED, HTML, PLAIN, STEP, TASK, Stage, builtin_tools, sent, stage, task
 from tests.fakes import faults
+from tests.fakes.openai_dialect import PIECES
 from tests.fakes.openai_upstream import OpenAIUpstream
 from tests.gateway import ROOT, running_gateway
+from tests.patience import LATE
 from tests.wire import Reply
 
 FAKE_VLLM = ROOT / "tests" / "fakes" / "fake_vllm.py"
@@ -88,19 +90,16 @@ async def test_a_chat_at_a_base_url_with_a_slash(owui: Stage) -> None:
 async def test_the_list_comes_at_once_while_an_upstream_hangs(tmp_path: Path) -> None:
     async with OpenAIUpstream() as vendor:
         with faults.black_hole() as hole:
-            upstreams = [
+            upstreams: list[Any] = [
                 {"name": "a", "kind": "openai", "base_url": vendor.url},
                 {"name": "b", "kind": "openai", "base_url": hole, "models": ["m2"], "when_down": "keep"},
                 {"name": "c", "kind": "ollama", "base_url": hole.removesuffix("/v1")},
             ]
-            async with running_gateway({"upstreams": upstreams}, tmp_path) as gateway:
-                took = []
+            config = {"upstreams": upstreams, "timeouts": {"connect": 9 * LATE}}
+            async with running_gateway(config, tmp_path) as gateway:
                 for _ in range(10):
-                    begun = time.perf_counter()
-                    reply = await wire.get(gateway.url, "/v1/models", FORWARDED)
-                    took.append(time.perf_counter() - begun)
+                    reply = await wire.get(gateway.url, "/v1/models", FORWARDED, within=LATE)
                     assert {"m", "m2"} <= {model["id"] for model in reply.json["data"]}
-    assert sorted(took)[5] < 0.1, took
 
 
 # -- a person's turn: 3.2, 3.3, 3.5
@@ -256,18 +255,30 @@ async def test_a_persons_own_turn_does_not(owui: Stage) -> None:
 # -- waiting: finding 4
 
 
-async def second_in_the_queue(owui: Stage, headers: list[tuple[str, str]]) -> Reply:
-    """The answer of one that had to wait for the only place."""
+async def queued(owui: Stage, before: int = 0) -> list[Reply]:
+    """The answers of those that had to wait for the only place: so many that are not Open WebUI, and behind them one
+    that is, after it was shown its place."""
     number = len(owui.vendor.ledger)
-    first = asyncio.create_task(owui.chat("busy", headers))
+    others = [asyncio.create_task(owui.chat("busy", PLAIN))]
     await owui.vendor.attempt(number)
-    reply = await owui.chat("busy", headers)
-    assert (await first).done
-    return reply
+    others += [asyncio.create_task(owui.chat("busy", PLAIN)) for _ in range(before)]
+    async with asyncio.timeout(3 * LATE), wire.connected(owui.gateway.url) as client:
+        while await owui.gateway.metric("gateway_requests_waiting", upstream="narrow") < before:
+            pass
+        await client.post("/v1/chat/completions", {"stream": True, "model": "busy", "messages": ASK}, FORWARDED)
+        head = await client.head()  # comes with the first line of the status
+        for following in range(before + 2):
+            attempt = await owui.vendor.attempt(number + following)
+            for _ in PIECES:
+                attempt.wanted.release()
+        shown = await client.rest(*head)
+        first, *plain = await asyncio.gather(*others)
+    assert first.done
+    return [*plain, shown]
 
 
 async def test_a_place_in_the_queue_is_shown_and_then_taken_away(owui: Stage) -> None:
-    reply = await second_in_the_queue(owui, FORWARDED)
+    (reply,) = await queued(owui)
     statuses = [chunk["event"] for chunk in reply.chunks if "event" in chunk]
     assert [status["type"] for status in statuses] == ["status"] * len(statuses)
     assert statuses[0]["data"] == {"description": "Queued, position 1", "done": False}
@@ -279,11 +290,11 @@ async def test_a_place_in_the_queue_is_shown_and_then_taken_away(owui: Stage) ->
 
 
 async def test_an_engine_that_loads_is_shown_and_then_answers(tmp_path: Path) -> None:
-    engine = {"model": "base", "command": [sys.executable, str(FAKE_VLLM)], "env": {"FAKE_VLLM": "boot=1"}}
+    engine = {"model": "base", "command": [sys.executable, str(FAKE_VLLM)], "env": {"FAKE_VLLM": "boot=3"}}
     upstreams = [{"name": "local", "kind": "vllm", "engine": engine}]
     async with running_gateway({"upstreams": upstreams}, tmp_path, wait=False) as gateway:
         body = {"stream": True, "model": "base", "messages": ASK}
-        reply = await wire.post(gateway.url, "/v1/chat/completions", body, FORWARDED, within=20)
+        reply = await wire.post(gateway.url, "/v1/chat/completions", body, FORWARDED)
     shown = [chunk["event"]["data"] for chunk in reply.chunks if "event" in chunk]
     assert shown[0]["description"].startswith("the engine 'local' is starting")
     assert shown[-1]["done"] is True
@@ -293,37 +304,38 @@ async def test_an_engine_that_loads_is_shown_and_then_answers(tmp_path: Path) ->
 
 async def test_nobody_else_is_shown_a_status(owui: Stage) -> None:
     """Other clients fail on a chunk without choices."""
-    reply = await second_in_the_queue(owui, PLAIN)
+    reply, _ = await queued(owui, before=1)
     assert all("choices" in chunk for chunk in reply.chunks)
     assert reply.done
 
 
 async def test_stop_reaches_whatever_works_for_it_at_once(owui: Stage) -> None:
     """In the queue, before the first byte and in the middle of an answer."""
-    for model in ("hangs", "large"):
+    for model in ("hangs", "stalls"):
         number = len(owui.vendor.ledger)
         async with wire.connected(owui.gateway.url) as client:
             await client.post("/v1/chat/completions", {"stream": True, "model": model, "messages": ASK}, FORWARDED)
             attempt = await owui.vendor.attempt(number)
-            if model == "large":
+            if model == "stalls":
                 await client.head()
                 await client.chunk()
-            left = asyncio.get_running_loop().time()
             client.close()
-            async with asyncio.timeout(5):
-                await attempt.over.wait()
-        assert (attempt.outcome, attempt.ended - left < 0.25) == ("left", True), model
+            await asyncio.wait_for(attempt.over.wait(), LATE)
+        assert attempt.outcome == "left", model
 
 
 # -- usage: finding 3
 
 
 async def test_usage_carries_what_people_want_to_see(owui: Stage) -> None:
+    begun = time.monotonic()
     reply = await owui.chat("large", stream_options={"include_usage": True})
+    took = time.monotonic() - begun
     usage = reply.chunks[-1]["usage"]
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert usage["cost"] == pytest.approx((usage["prompt_tokens"] * 2 + usage["completion_tokens"] * 8) / 1e6)
-    assert 10 < usage["tokens_per_second"] < 1000
+    slowest, fastest = (usage["completion_tokens"] - 1) / took, 10 / STEP
+    assert slowest * 0.99 < usage["tokens_per_second"] < fastest
     assert usage["upstream"] == "vendor"
     assert usage["time_to_first_token_ms"] >= 0
 

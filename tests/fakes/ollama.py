@@ -37,10 +37,11 @@ MANAGEMENT = (
 @dataclass(frozen=True, slots=True)
 class Pace:
     """How a model's answers go over the wire: seconds before each object, bytes a chunk (0: an object a chunk), and
-    what goes wrong after so many objects (before the first byte where the answer comes whole).  `instead`: what comes
-    in place of any answer."""
+    what goes wrong after so many objects (before the first byte where the answer comes whole).  `on_demand`: each word
+    of a stream waits until the test releases the attempt's `wanted`.  `instead`: what comes in place of any answer."""
 
     itl: float = 0.0
+    on_demand: bool = False
     slices: int = 0
     after: int = 0
     fault: Behaviour | None = None
@@ -129,6 +130,8 @@ class OllamaServer(Upstream):
             if pace.fault and number == pace.after:
                 await pace.fault(exchange)
                 return
+            if pace.on_demand and not last:
+                await exchange.attempt.wanted.acquire()
             await asyncio.sleep(pace.itl)
             line = form(body["model"], _now(), said) | (end | context if last else {"done": False}) | _logprobs(said)
             await _line(exchange, line, pace.slices)

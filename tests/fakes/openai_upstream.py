@@ -26,13 +26,15 @@ class Script:
     """A fair OpenAI model, until its `fault` comes after `after` content tokens (before the answer's first byte when
     the answer comes whole).
 
-    `ttft`, `itl`: seconds before the status line and before each token.  `newline` ends each line of the stream;
-    `prelude` is put before each event's data; `slices`: bytes a chunk (0: an event a chunk).
+    `ttft`, `itl`: seconds before the status line and before each token.  `on_demand`: each token of a stream waits
+    until the test releases the attempt's `wanted`.  `newline` ends each line of the stream; `prelude` is put before
+    each event's data; `slices`: bytes a chunk (0: an event a chunk).
     """
 
     pieces: tuple[str, ...] = PIECES
     ttft: float = 0.0
     itl: float = 0.0
+    on_demand: bool = False
     usage: UsageRule = field(default=lambda usage: usage)
     newline: bytes = b"\n"
     prelude: bytes = b""
@@ -59,6 +61,8 @@ class Script:
                 if self.fault and exchange.attempt.tokens >= self.after:
                     await self.fault(exchange)
                     return
+                if self.on_demand:
+                    await exchange.attempt.wanted.acquire()
                 if self.itl:
                     await asyncio.sleep(self.itl)
             await self.event(exchange, json.dumps(event.data, ensure_ascii=False).encode())

@@ -67,6 +67,7 @@ class Attempt:
     outcome: str = ""
     ended: float = math.nan
     over: asyncio.Event = field(default_factory=asyncio.Event)
+    wanted: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(0))  # released for each word on demand
 
     @property
     def model(self) -> str:

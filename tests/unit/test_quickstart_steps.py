@@ -12,6 +12,7 @@ import pytest
 
 from deploy.engine.progress import Step, StepError, bar, bound, run
 from deploy.quickstart import prepare, serve
+from tests.patience import LATE
 
 
 def test_a_count_is_drawn_as_a_bar() -> None:
@@ -53,8 +54,8 @@ def test_a_bound_command_ends_when_its_parent_is_killed() -> None:
         assert process.stdout is not None
         child = psutil.Process(int(process.stdout.readline()))
         process.send_signal(signal.SIGKILL)
-        process.wait(10)
-        psutil.wait_procs([child], timeout=10)
+        process.wait(LATE)
+        psutil.wait_procs([child], timeout=3 * LATE)
     assert not child.is_running() or child.status() == psutil.STATUS_ZOMBIE
 
 
