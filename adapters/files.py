@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+from collections.abc import Collection
 from io import FileIO
 from pathlib import Path
 
@@ -22,8 +23,15 @@ BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json
 # a tokenizer_config.json that lists 10,000 added tokens has 2 MB.
 MAX_BYTES = {CONFIG: 1 << 20, WEIGHTS: 16 << 30, **dict.fromkeys(BESIDE, 8 << 20)}
 
-# Where peft and older tools put pickled weights; vLLM reads the first two.
-PICKLES = ("adapter_model.bin", "adapter_model.pt", "adapter_model.pth", "pytorch_model.bin")
+# Where peft and other tools put pickled weights; vLLM reads the first two.
+PICKLES = (
+    "adapter_model.bin",
+    "adapter_model.pt",
+    "adapter_model.pth",
+    "adapter_model.ckpt",
+    "adapter_model.pkl",
+    "pytorch_model.bin",
+)
 
 
 def open_folder(folder: Path) -> int:
@@ -77,16 +85,21 @@ def _not_opened(folder: int, name: str, error: OSError) -> Finding:
     if error.errno != errno.ENOENT:
         why = os.strerror(error.errno or 0)
         return Finding(Code.FILE, f"{name} cannot be opened ({why})", "let the gateway's user read it")
+    return missing(name, os.listdir(folder))
+
+
+def missing(name: str, names: Collection[str]) -> Finding:
+    """Says that a file of the adapter is not among the `names` that a folder holds, and what is there instead."""
     if name == CONFIG:
         return Finding(Code.CONFIG_MISSING, f"there is no {CONFIG}", "export the adapter with peft's save_pretrained()")
-    pickles = sorted(set(os.listdir(folder)).intersection(PICKLES))
+    pickles = sorted(set(names).intersection(PICKLES))
     if pickles:
         return Finding(
             Code.PICKLE,
             f"the weights are a pickle ({pickles[0]}), which can run code when it is read",
-            "save the adapter again with safe_serialization=True",
+            "only safetensors are taken: save the adapter again with peft's save_pretrained(safe_serialization=True)",
         )
-    shards = sorted(n for n in os.listdir(folder) if n.startswith("adapter_model-") and n.endswith(".safetensors"))
+    shards = sorted(n for n in names if n.startswith("adapter_model-") and n.endswith(".safetensors"))
     if shards:
         return Finding(
             Code.WEIGHTS_MISSING,

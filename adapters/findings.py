@@ -20,6 +20,8 @@ class Code(StrEnum):
     LINK = "link"  # a file of the adapter is a symbolic link
     FILE = "file"  # a file of the adapter cannot be read, or is a device, a pipe, a folder
     TOO_LARGE = "too_large"
+    ARCHIVE = "archive"  # an archive that is damaged, or holds what no archive of an adapter holds
+    DIGEST = "digest"  # what was fetched is not what was asked for
     # adapter_config.json
     CONFIG = "config"  # not one JSON object of sane size and depth
     FIELD = "field"  # a field is missing or holds what it cannot hold

@@ -58,6 +58,7 @@ class Phase(StrEnum):
     """Where a version of an adapter is in its life (DESIGN.md, "Seams")."""
 
     PENDING = "Pending"
+    FETCHING = "Fetching"
     VALIDATING = "Validating"
     LOADING = "Loading"
     READY = "Ready"
