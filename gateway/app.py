@@ -32,19 +32,20 @@ class Gateway:
         self._config = config
         self.metrics = Metrics()
         self.snapshots = SnapshotHolder()
-        self._upstreams = Upstreams()
         self._plane = ControlPlane(
             config,
             environ,
             publish=self.snapshots.publish,
-            in_use=lambda adapter: self._upstreams.in_use[adapter],
+            in_use=lambda upstream, adapter: self._upstreams.in_use[upstream, adapter],
             metrics=self.metrics,
         )
+        self._upstreams = Upstreams(idle=self._plane.idle)
         self.pipeline = Pipeline(
             self.snapshots,
             self._upstreams,
             self.metrics,
             suspect=self._plane.suspect,
+            demand=self._plane.demand,
             max_body=config.server.max_body_mib << 20,
         )
         self._edge = Edge(
@@ -54,9 +55,7 @@ class Gateway:
             self.metrics,
             RouteTable(),
         )
-        self.metrics.watch(
-            lambda: [(name, live.slots.held, live.slots.waiting) for name, live in self._upstreams.items()]
-        )
+        self.metrics.watch(self._upstreams.occupancy)
 
     async def serve(self, listener: socket.socket, stop: server.Stop, on_listening: Callable[[str, int], None]) -> None:
         """Serves until `stop` is asked.  Routing stops before engines do."""

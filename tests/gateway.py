@@ -44,9 +44,8 @@ class Running:
     async def ready(self, timeout: float = 60.0) -> None:
         """Returns when a model can be served."""
         async with httpx2.AsyncClient() as client, asyncio.timeout(timeout):
-            if self.inside is not None:
-                while not self.inside.snapshots.current.ready:
-                    await self.inside.snapshots.changed()
+            while self.inside is not None and not self.inside.snapshots.current.ready:
+                await asyncio.sleep(0.005)  # requests wait for the route of a name, and here none is meant
             while not await self._is_ready(client):
                 await asyncio.sleep(0.05)  # another process: there is no event to wait for
 

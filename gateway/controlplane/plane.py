@@ -57,8 +57,8 @@ class ControlPlane:
     """Runs the engines, watches upstreams and adapters, and calls `publish` with each new snapshot.
 
     `environ` is the gateway's environment, of which engines get little.  `in_use` tells how many requests, from
-    admission to settlement, an adapter (`name@version`) has; one that nobody wants is unloaded `grace` seconds later at
-    the soonest.
+    admission to settlement, an adapter (`name@version`) has on an upstream; one that nobody wants is unloaded `grace`
+    seconds later at the soonest.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class ControlPlane:
         environ: Mapping[str, str],
         *,
         publish: Callable[[Snapshot], None],
-        in_use: Callable[[str], int],
+        in_use: Callable[[str, str], int],
         metrics: PlaneMetrics,
         grace: float = _GRACE,
     ) -> None:
@@ -98,7 +98,7 @@ class ControlPlane:
                 upstream.name,
                 view=partial(self._view, upstream),
                 refresh=self._probes[upstream.name].refresh,
-                in_use=in_use,
+                in_use=partial(in_use, upstream.name),
                 changed=self._changed.set,
                 clock=time.monotonic,
                 grace=grace,
@@ -144,6 +144,16 @@ class ControlPlane:
         """An upstream could not be reached, or has lost a model: it is asked at once."""
         if (probe := self._probes.get(name)) is not None:
             probe.suspect()
+
+    def demand(self, adapter: str) -> None:
+        """A request waits for this adapter (`name@version`)."""
+        if not any(adapter in desired for desired in self._desired.values()):
+            self._changed.set()
+
+    def idle(self, upstream: str, adapter: str) -> None:
+        """The last request to this adapter on this upstream has ended."""
+        if adapter not in self._desired.get(upstream, {}) and (reconciler := self._reconcilers.get(upstream)):
+            reconciler.wake()
 
     def upstreams(self) -> list[dict[str, Any]]:
         """The upstreams as `/admin/v1/upstreams` shows them."""

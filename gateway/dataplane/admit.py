@@ -11,7 +11,7 @@ import orjson
 from gateway.dataplane.reply import Receive
 from gateway.domain.call import Call, Client, Endpoint
 from gateway.domain.errors import Forbidden, InvalidRequest, TooLarge
-from gateway.domain.principal import PRIVILEGED_PARAMETERS, Principal
+from gateway.domain.principal import ANONYMOUS, PRIVILEGED_PARAMETERS, Principal
 
 _MAX_DEPTH = 64
 _MAX_MODEL = 256
@@ -22,8 +22,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "frequency_penalty": _NUMBER, "presence_penalty": _NUMBER, "temperature": _NUMBER, "top_p": _NUMBER,
     "max_tokens": (int,), "max_completion_tokens": (int,), "n": (int,), "seed": (int,), "top_logprobs": (int,),
     "tools": (list,), "response_format": (dict,), "logit_bias": (dict,), "stop": (str, list),
-    "stream_options": (dict,), "user": (str,), "metadata": (dict,), "chat_template_kwargs": (dict,),
-    "vllm_xargs": (dict,),
+    "stream_options": (dict,), "user": (str,), "safety_identifier": (str,), "metadata": (dict,),
+    "chat_template_kwargs": (dict,), "vllm_xargs": (dict,),
 }  # fmt: skip
 _POSITIVE = ("n", "max_tokens", "max_completion_tokens")
 _MAX_COUNT = 2**31
@@ -159,8 +159,14 @@ def build_call(
         wants_usage=bool(options and options.get("include_usage")),
         principal=principal,
         client=client,
+        sticky=client.chat or body.get("user") or body.get("safety_identifier") or _known_as(principal) or request_id,
         size=size,
     )
+
+
+def _known_as(principal: Principal) -> str:
+    """Callers without a key are strangers to each other: no two of them are known by one name."""
+    return "" if principal is ANONYMOUS else principal.name
 
 
 def _check_right(principal: Principal, name: str) -> None:

@@ -7,6 +7,7 @@ import time
 
 from gateway.backends import BACKENDS
 from gateway.backends.base import Backend, DecodeFault, Decoder, UpstreamRequest
+from gateway.dataplane.admission import Admission, Place, WaitsFor
 from gateway.dataplane.client import Connection, connect_fault
 from gateway.dataplane.metering import Record, answer_tokens, display_extras, estimate
 from gateway.dataplane.reply import Reply
@@ -43,6 +44,7 @@ class Attempt:
         self._reply = reply
         self._metrics = metrics
         self._backend: Backend = BACKENDS[upstream.kind]
+        self._place: Place | None = None  # in the queue, if it had to wait
 
     async def run(self) -> None:
         """Serves the call.  Raises UpstreamFault or Overloaded; `reply.committed` tells whether it was too late for
@@ -53,34 +55,35 @@ class Attempt:
                 f"'{self._upstream.kind}'.", param="model",
             )  # fmt: skip
         request = self._backend.prepare(self._call, self._target, self._upstream)
-        slots = self._live.slots
+        admission, adapter = self._live.admission, self._target.adapter
         try:
-            if not slots.try_acquire():
-                await self._queue()
+            if not admission.try_enter(adapter):
+                await self._queue(admission)
             try:
                 await self._reply.wait_over()
                 await self._exchange(request)
             finally:
-                slots.release()
+                admission.release(adapter)
         except asyncio.CancelledError:
             limit = self._scope.reason
             if limit not in _TIMEOUTS or not self._scope.resume():
                 raise
             raise self._timed_out(limit) from None
 
-    async def _queue(self) -> None:
-        slots = self._live.slots
-        self._scope.enter("queue", slots.bounds.queue_timeout, Reason.LIMIT)
-        place = slots.enqueue(self._upstream.name)
+    async def _queue(self, admission: Admission) -> None:
+        name = self._upstream.name
+        self._scope.enter("queue", admission.bounds.queue_timeout, Reason.LIMIT)
+        self._place = place = admission.enqueue(self._target.adapter, name)
+        first, began = place.waits_for, time.monotonic()
         tell = self._call.client.openwebui and self._call.stream
         try:
-            while not place.done():
-                await asyncio.wait((place,), timeout=_STATUS_EVERY if tell else None)
-                if tell and not place.done():
-                    await self._reply.status(f"Queued, position {slots.position(place)}")
+            while not await place.wait(_STATUS_EVERY if tell else None):
+                await self._reply.status(f"Queued, position {admission.position(place)}")
         except BaseException:
-            slots.leave(place)
+            admission.leave(place)
             raise
+        finally:
+            self._metrics.waited(name, first, time.monotonic() - began)
 
     async def _exchange(self, request: UpstreamRequest) -> None:
         scope, timeouts = self._scope, self._upstream.timeouts
@@ -187,10 +190,7 @@ class Attempt:
     def _timed_out(self, reason: Reason | None) -> UpstreamFault | Overloaded:
         name, timeouts = self._upstream.name, self._upstream.timeouts
         if reason is Reason.LIMIT:
-            return Overloaded(
-                f"No place on the upstream '{name}' became free within {self._upstream.concurrency.queue_timeout:g} s.",
-                retry_after=5,
-            )
+            return Overloaded(self._no_place(), retry_after=5)
         if reason is Reason.UPSTREAM_CONNECT:
             return connect_fault(name, f"no connection within {timeouts.connect:g} s")
         wait = timeouts.first_byte if self._call.stream else timeouts.answer
@@ -198,6 +198,16 @@ class Attempt:
             f"The upstream '{name}' sent nothing within {wait:g} s.",
             reason=Reason.UPSTREAM_TTFT, retryable=True, status=504, should_retry=False,
         )  # fmt: skip
+
+    def _no_place(self) -> str:
+        name, waited = self._upstream.name, f"{self._upstream.concurrency.queue_timeout:g} s"
+        if self._place is None or self._place.waits_for is not WaitsFor.ADAPTER:
+            return f"No place on the upstream '{name}' became free within {waited}."
+        limit = self._live.admission.max_loras
+        return (
+            f"No place for the adapter '{self._target.adapter}' on the upstream '{name}' became free within {waited}: "
+            f"{limit} {'adapter' if limit == 1 else 'adapters'} at once is its limit (max_loras)."
+        )
 
     def _headers(self, request: UpstreamRequest) -> list[tuple[bytes, bytes]]:
         headers = [(b"x-gateway-upstream", self._target.upstream.encode())]

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from gateway.dataplane import admit
 from gateway.dataplane.dispatch import Attempt
 from gateway.dataplane.metering import Record
+from gateway.dataplane.planner import Planner
 from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
 from gateway.dataplane.scope import Scope
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.call import Call, Client, Endpoint
 from gateway.domain.errors import GatewayError, Overloaded, Reason, UpstreamFault
-from gateway.domain.plan import Plan, plan
+from gateway.domain.plan import Plan
 from gateway.domain.principal import Principal
-from gateway.domain.snapshot import Readiness, Snapshot
+from gateway.domain.snapshot import Snapshot
 from gateway.telemetry.metrics import Metrics
 
 _log = logging.getLogger("gateway.pipeline")
 _BODY_PHASE = 3600.0  # seconds; the server's own limits on a slow body come long before
-_LOADING_PHASE = 600.0
+_PLANS = 3  # for one request, each but the first because its version of an adapter was not where it should be
 _CLIENT_CLOSED = 499  # nginx's status for a client that left before it was answered
 
 #: How a request that was ended by a time-out or a drain is told to its client.
@@ -37,7 +38,7 @@ class Pipeline:
     """Serves calls of the inference endpoints.
 
     `suspect` is told the name of an upstream that could not be reached or has lost a model, so that the control plane
-    looks at it at once; it must not block.
+    looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class Pipeline:
         upstreams: Upstreams,
         metrics: Metrics,
         suspect: Callable[[str], None],
+        demand: Callable[[str], None],
         max_body: int,
     ) -> None:
-        self._snapshots = snapshots
+        self._planner = Planner(snapshots, upstreams, metrics, demand)
         self._upstreams = upstreams
         self._metrics = metrics
         self._suspect = suspect
@@ -129,10 +131,28 @@ class Pipeline:
         return admit.build_call(endpoint, admit.parse(raw), len(raw), record.request_id, principal, client)
 
     async def _dispatch(self, call: Call, scope: Scope, record: Record, reply: Reply) -> None:
-        """Tries the plan's targets in order while nothing has been sent to the client."""
-        snapshot, planned = await self._plan(call, scope, record, reply)
-        with self._hold_adapters(planned):
-            scope.limit(snapshot.upstreams[planned.targets[0].upstream].timeouts.total)
+        """Serves the call from its plan; from another one for the same version of an adapter, if that turns out to be
+        where it is not.  The one time-out of the whole counts from the first plan."""
+        snapshot, planned = await self._planner.plan(call, scope, record, reply)
+        scope.limit(snapshot.upstreams[planned.targets[0].upstream].timeouts.total)
+        for plans_left in reversed(range(_PLANS)):
+            failure = await self._try(call, snapshot, planned, scope, record, reply)
+            if failure is None:
+                return
+            again = None
+            if plans_left and failure.lost is not None:
+                again = await self._planner.again(call, scope, record, reply, failure.lost, snapshot)
+            if again is None:
+                raise _final(failure.fault)
+            snapshot, planned = again
+
+    async def _try(
+        self, call: Call, snapshot: Snapshot, planned: Plan, scope: Scope, record: Record, reply: Reply
+    ) -> _Failure | None:
+        """Tries the plan's targets in order while nothing has been sent to the client.  None: one has served it."""
+        failure: _Failure | None = None
+        held = self._upstreams.hold(snapshot, planned.targets)
+        try:
             for target in planned.targets:
                 upstream = snapshot.upstreams[target.upstream]
                 record.serve_from(target)
@@ -142,65 +162,37 @@ class Pipeline:
                 try:
                     await attempt.run()
                 except (UpstreamFault, Overloaded) as fault:
-                    self._attempt_failed(target.upstream, fault)
-                    refused = isinstance(fault, UpstreamFault) and not fault.retryable
-                    if reply.committed or refused or target is planned.targets[-1]:
+                    gone = self._attempt_failed(target.upstream, fault)
+                    if reply.committed or (isinstance(fault, UpstreamFault) and not fault.retryable):
                         raise _final(fault) from None
+                    lost = target.adapter if gone else None
+                    failure = _Failure(fault, lost or (failure.lost if failure is not None else None))
                 else:
-                    return
-
-    async def _plan(self, call: Call, scope: Scope, record: Record, reply: Reply) -> tuple[Snapshot, Plan]:
-        """The plan, with a target that is ready.  While an engine starts or an adapter loads it waits, with a status
-        line for Open WebUI; from then on the request keeps the snapshot that it got."""
-        waited = False
-        while True:
-            snapshot = self._snapshots.current
-            planned = plan(snapshot, call.model, call.client.task)
-            record.model = call.model
-            if planned.targets:
-                return snapshot, planned
-            if not planned.waiting:
-                down = next((t for t in planned.route.targets if t.readiness is Readiness.DOWN), None)
-                note = down.note if down else "it has no target"
-                raise Overloaded(f"The model '{call.model}' is not available: {note}.", code="model_unavailable",
-                                 reason=Reason.UPSTREAM_CONNECT, retry_after=5)  # fmt: skip
-            if not waited:
-                waited = True
-                upstream = snapshot.upstreams.get(planned.waiting[0].upstream)
-                wait = upstream.concurrency.queue_timeout if upstream else _LOADING_PHASE
-                scope.enter("loading", wait, Reason.LIMIT)
-            if call.client.openwebui and call.stream:
-                await reply.status(planned.waiting[0].note or "Loading the model")
-            try:
-                await self._snapshots.changed()
-            except asyncio.CancelledError:
-                if scope.reason is not Reason.LIMIT or not scope.resume():
-                    raise
-                raise Overloaded(
-                    f"The model '{call.model}' is not ready yet: {planned.waiting[0].note or 'it is being loaded'}.",
-                    code="model_loading", retry_after=10,
-                ) from None  # fmt: skip
-
-    @contextlib.contextmanager
-    def _hold_adapters(self, planned: Plan) -> Iterator[None]:
-        """Counted from the moment of the plan, with no await between: an adapter that a request may still be sent to
-        is never taken for unused."""
-        adapters = {target.adapter for target in planned.targets if target.adapter}
-        self._upstreams.in_use.update(adapters)
-        try:
-            yield
+                    return None
         finally:
-            for adapter in adapters:
-                self._upstreams.release_adapter(adapter)
+            self._upstreams.release(held)
+        return failure
 
-    def _attempt_failed(self, upstream: str, fault: UpstreamFault | Overloaded) -> None:
+    def _attempt_failed(self, upstream: str, fault: UpstreamFault | Overloaded) -> bool:
+        """Whether it failed because something was not there, so that the upstream has done nothing."""
         self._metrics.attempt_failed(upstream, fault.reason.value)
-        if fault.reason is Reason.UPSTREAM_CONNECT or fault.code == "model_not_loaded":
+        gone = fault.reason is Reason.UPSTREAM_CONNECT or fault.code == "model_not_loaded"
+        if gone:
             self._suspect(upstream)
         why = fault.message
         if isinstance(fault, UpstreamFault) and not fault.retryable:
             why = f"refused with status {fault.upstream_status}"  # its message may quote the prompt
         _log.warning("attempt failed", extra={"upstream": upstream, "reason": fault.reason.value, "why": why})
+        return gone
+
+
+@dataclass(frozen=True, slots=True)
+class _Failure:
+    """Every target of a plan failed, the last one so.  `lost`: the version of an adapter that one of them does not have
+    any more, or is not there to have."""
+
+    fault: UpstreamFault | Overloaded
+    lost: str | None
 
 
 def _final(fault: UpstreamFault | Overloaded) -> GatewayError:
@@ -225,5 +217,6 @@ def client_of(headers: Mapping[bytes, bytes]) -> Client:
     connection's custom headers.
     """
     task = headers.get(b"x-openwebui-task", b"").decode("latin-1")[:64]
+    chat = headers.get(b"x-openwebui-chat-id", b"").decode("latin-1")[:128]
     openwebui = any(name.startswith(b"x-openwebui-") for name in headers)
-    return Client(openwebui=openwebui, task=task)
+    return Client(openwebui=openwebui, task=task, chat=chat)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
 from gateway.domain.usage import Usage
@@ -14,18 +16,35 @@ from gateway.domain.usage import Usage
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
-_Metric = TypeVar("_Metric")
+_Metric = TypeVar("_Metric", bound=MetricWrapperBase)
 
 
 class _Series(dict[tuple[str, ...], _Metric]):
     """Label values → the one series of a metric that has them; prometheus-client's own look-up costs ten times more."""
 
-    def __init__(self, labels: Callable[..., _Metric]) -> None:
-        self._labels = labels
+    def __init__(self, metric: _Metric) -> None:
+        self._metric = metric
 
     def __missing__(self, values: tuple[str, ...]) -> _Metric:
-        series = self[values] = self._labels(*values)
+        series = self[values] = self._metric.labels(*values)
         return series
+
+    def forget(self, *labels: str) -> None:
+        """Takes away every series that has all of these label values."""
+        for values in [values for values in self if {*labels} <= {*values}]:
+            del self[values]
+            self._metric.remove(*values)
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """What an upstream has at one moment: requests on it, adapters that they hold places of, and requests that wait, by
+    what they wait for."""
+
+    upstream: str
+    requests: int
+    adapters: int
+    waiting: Mapping[str, int]
 
 
 class Metrics:
@@ -44,6 +63,10 @@ class Metrics:
             "Tokens in and out; estimated ones were counted by the gateway.",
             ["model", "adapter", "direction", "estimated"],
         )
+        self._adapter_requests = self._counter(
+            "gateway_adapter_requests", "Requests that were sent to an adapter version, by how they ended.",
+            ["adapter", "version", "reason"],
+        )  # fmt: skip
         self._cancellations = self._counter(
             "gateway_cancellations", "Requests whose client left, by the phase they were in.", ["phase"]
         )
@@ -61,6 +84,12 @@ class Metrics:
         self._duration = self._histogram(
             "gateway_request_duration_seconds", "From the request to its end.", ["model", "upstream"], _SECONDS
         )
+        self._waits = self._histogram(
+            "gateway_wait_seconds",
+            "How long requests waited that had to, by what they waited for first.",
+            ["upstream", "reason"],
+            _SECONDS,
+        )
         self._upstream_up = self._gauge("gateway_upstream_up", "1 when the upstream answers.", ["upstream"])
         self._adapter_state = self._gauge(
             "gateway_adapter_state", "1 for the phase that an adapter version is in.", ["adapter", "version", "phase"]
@@ -73,13 +102,13 @@ class Metrics:
         self._engine_states: dict[str, str] = {}
 
     def _counter(self, name: str, text: str, labels: list[str]) -> _Series[Counter]:
-        return _Series(Counter(name, text, labels, registry=self.registry).labels)
+        return _Series(Counter(name, text, labels, registry=self.registry))
 
     def _gauge(self, name: str, text: str, labels: list[str]) -> Gauge:
         return Gauge(name, text, labels, registry=self.registry)
 
     def _histogram(self, name: str, text: str, labels: list[str], buckets: tuple[float, ...]) -> _Series[Histogram]:
-        return _Series(Histogram(name, text, labels, buckets=buckets, registry=self.registry).labels)
+        return _Series(Histogram(name, text, labels, buckets=buckets, registry=self.registry))
 
     def request(
         self,
@@ -94,8 +123,11 @@ class Metrics:
         inter_token: float | None,
         duration: float,
     ) -> None:
-        """One request ended.  Called exactly once for each.  Times in seconds."""
+        """One request ended.  Called exactly once for each.  `adapter` is `name@version`.  Times in seconds."""
         self._requests[model, adapter, upstream, str(status), reason].inc()
+        if adapter:
+            name, _, version = adapter.rpartition("@")
+            self._adapter_requests[name, version, reason].inc()
         if upstream:
             served = (model, upstream)
             self._duration[served].observe(duration)
@@ -111,6 +143,10 @@ class Metrics:
     def attempt_failed(self, upstream: str, reason: str) -> None:
         """An attempt on an upstream failed; another one may have served the request."""
         self._attempts[upstream, reason].inc()
+
+    def waited(self, upstream: str, reason: str, seconds: float) -> None:
+        """A request waited, whatever came of it."""
+        self._waits[upstream, reason].observe(seconds)
 
     def cancelled(self, phase: str) -> None:
         """A client left while its request was in `phase`."""
@@ -132,6 +168,11 @@ class Metrics:
         if phase:
             self._adapter_phases[name, version] = phase
             self._adapter_state.labels(name, version, phase).set(1)
+        elif version:
+            # Versions come and go for as long as a gateway runs; what was counted for one goes with it.
+            self._adapter_requests.forget(name, version)
+            for series in (self._requests, self._tokens, self._ttft, self._inter_token, self._duration):
+                series.forget(f"{name}@{version}")
 
     def engine_state(self, upstream: str, state: str) -> None:
         """An engine entered a state."""
@@ -145,8 +186,8 @@ class Metrics:
         """An engine is started again after it died."""
         self._engine_restarts[(upstream,)].inc()
 
-    def watch(self, observe: Callable[[], Iterable[tuple[str, int, int]]]) -> None:
-        """Registers the source of the in-flight gauges: (upstream, requests on it, requests waiting for it)."""
+    def watch(self, observe: Callable[[], Iterable[Occupancy]]) -> None:
+        """Registers the source of the gauges that are read when they are scraped."""
         self.registry.register(_Live(observe))
 
     def exposition(self) -> bytes:
@@ -157,13 +198,18 @@ class Metrics:
 class _Live(Collector):
     """Read when scraped, so that a request costs nothing for them."""
 
-    def __init__(self, observe: Callable[[], Iterable[tuple[str, int, int]]]) -> None:
+    def __init__(self, observe: Callable[[], Iterable[Occupancy]]) -> None:
         self._observe = observe
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
         flight = GaugeMetricFamily("gateway_requests_in_flight", "Requests on an upstream.", labels=["upstream"])
-        queue = GaugeMetricFamily("gateway_requests_waiting", "Requests that wait for a place.", labels=["upstream"])
-        for upstream, held, waiting in self._observe():
-            flight.add_metric([upstream], held)
-            queue.add_metric([upstream], waiting)
-        return (flight, queue)
+        adapters = GaugeMetricFamily("gateway_adapters_active", "Adapters that have requests.", labels=["upstream"])
+        queue = GaugeMetricFamily(
+            "gateway_requests_waiting", "Requests that wait, by what they wait for.", labels=["upstream", "reason"]
+        )
+        for one in self._observe():
+            flight.add_metric([one.upstream], one.requests)
+            adapters.add_metric([one.upstream], one.adapters)
+            for reason, requests in one.waiting.items():
+                queue.add_metric([one.upstream, reason], requests)
+        return (flight, adapters, queue)

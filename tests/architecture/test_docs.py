@@ -11,7 +11,7 @@ from typer.main import get_command
 from gateway.api.routes import RULES
 from gateway.cli import app
 from gateway.domain.errors import Reason
-from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.metrics import Metrics, Occupancy
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -19,11 +19,11 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 def test_every_metric_is_documented_with_its_labels_and_nothing_else_is():
     metrics = Metrics()
-    metrics.watch(lambda: [("up", 0, 0)])
+    metrics.watch(lambda: [Occupancy("up", 0, 0, {})])
     real = {}
     for collector in list(metrics.registry._collector_to_names):
         for family in collector.collect():
-            labels = getattr(collector, "_labelnames", ("upstream",))
+            labels = getattr(collector, "_labelnames", None) or family._labelnames
             real[family.name] = (family.type, ", ".join(labels))
     rows = re.findall(r"^\| `(\w+)` \| (\w+) \| ([\w, ]+) \|", (ROOT / "docs/metrics.md").read_text(), re.MULTILINE)
     assert {name: (kind, labels) for name, kind, labels in rows} == real

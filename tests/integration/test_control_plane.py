@@ -135,7 +135,7 @@ async def controlled(config: Config, **environ: str) -> AsyncIterator[tuple[Cont
         config,
         {**os.environ, **environ},
         publish=watch.publish,
-        in_use=watch.in_use.__getitem__,
+        in_use=lambda upstream, adapter: watch.in_use[adapter],
         metrics=watch,
         grace=GRACE,
     )
