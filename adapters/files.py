@@ -66,13 +66,7 @@ def open_file(folder: int, name: str) -> FileIO:
         if not stat.S_ISREG(found.st_mode):
             raise RefusedError(Finding(Code.FILE, f"{name} is not a regular file", "put the file itself there"))
         if found.st_size > MAX_BYTES[name]:
-            raise RefusedError(
-                Finding(
-                    Code.TOO_LARGE,
-                    f"{name} has {found.st_size} bytes, more than {MAX_BYTES[name]}",
-                    "this is not what a LoRA adapter looks like; check what was exported",
-                )
-            )
+            raise too_large(name, MAX_BYTES[name])
         return FileIO(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -86,6 +80,12 @@ def _not_opened(folder: int, name: str, error: OSError) -> Finding:
         why = os.strerror(error.errno or 0)
         return Finding(Code.FILE, f"{name} cannot be opened ({why})", "let the gateway's user read it")
     return missing(name, os.listdir(folder))
+
+
+def too_large(name: str, most: int) -> RefusedError:
+    """For a file, or all of an adapter, that has more than `most` bytes."""
+    remedy = "this is not what a LoRA adapter looks like; check what was exported"
+    return RefusedError(Finding(Code.TOO_LARGE, f"{name} has more than {most} bytes", remedy))
 
 
 def missing(name: str, names: Collection[str]) -> Finding:

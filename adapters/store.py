@@ -28,8 +28,8 @@ from functools import partial
 from io import FileIO
 from pathlib import Path
 
-from adapters.files import ADAPTER_FILES, BESIDE, MAX_BYTES, open_file, open_folder
-from adapters.findings import Code, Finding, RefusedError
+from adapters.files import ADAPTER_FILES, BESIDE, MAX_BYTES, open_file, open_folder, too_large
+from adapters.findings import RefusedError
 
 _DIGEST = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _CHUNK = 1 << 20  # bytes
@@ -224,7 +224,7 @@ def _copy_file(original: FileIO, target: Path) -> None:
         while chunk := original.read(_CHUNK):
             left -= len(chunk)
             if left < 0:  # it grows while it is read
-                raise RefusedError(Finding(Code.TOO_LARGE, f"{target.name} has no end", "let nobody write there"))
+                raise too_large(target.name, MAX_BYTES[target.name])
             copy.write(chunk)
         os.fchmod(copy.fileno(), 0o444)
 

@@ -10,11 +10,11 @@ import stat
 from collections.abc import Callable, Iterator
 from io import BufferedReader
 from pathlib import Path
-from typing import Protocol
 
-from adapters.files import ADAPTER_FILES, BESIDE, MAX_BYTES, missing
-from adapters.findings import Code, Finding, RefusedError, quote
+from adapters.files import ADAPTER_FILES, BESIDE, MAX_BYTES, missing, too_large
+from adapters.findings import RefusedError, quote
 from adapters.sources import tar, zip
+from adapters.sources.fetching import Progress
 from adapters.sources.members import Member, refused
 
 MAX_MEMBERS = 64
@@ -35,12 +35,6 @@ _OTHER_FORMATS = {
 }
 
 
-class Progress(Protocol):
-    """Called with the bytes of the archive that are unpacked, and all there are."""
-
-    def __call__(self, done: int, total: int) -> None: ...
-
-
 def unpack(archive: Path, target: Path, limit: int, progress: Progress) -> None:
     """Writes the files of the adapter in `archive` into the folder `target`; they take at most `limit` bytes.
 
@@ -53,8 +47,9 @@ def unpack(archive: Path, target: Path, limit: int, progress: Progress) -> None:
         for member, name in _named(_members(file, size, budget.left)):
             names.append(name)
             if name in _KEPT:
-                if member.size > min(MAX_BYTES[name], budget.left):
-                    raise _too_large(member)
+                if member.size > MAX_BYTES[name]:
+                    raise too_large(name, MAX_BYTES[name])
+                budget.require(member.size)
                 _write(target, name, member, budget.spend)
             progress(min(file.tell(), size), size)
     for name in ADAPTER_FILES:
@@ -68,10 +63,15 @@ class _Budget:
     def __init__(self, left: int) -> None:
         self.left = left
 
-    def spend(self, count: int) -> None:
-        self.left -= count
-        if self.left < 0:
+    def require(self, count: int) -> None:
+        """Raises RefusedError when so many are not left."""
+        if count > self.left:
             raise refused(f"the archive unpacks to more than {MAX_RATIO} times its size, or than is allowed")
+
+    def spend(self, count: int) -> None:
+        """Takes so many away; raises RefusedError when they are not left."""
+        self.require(count)
+        self.left -= count
 
 
 def _opened(archive: Path) -> BufferedReader:
@@ -132,16 +132,6 @@ def _path(name: str) -> tuple[str, ...]:
     if any(part in ("", ".", "..") for part in parts):
         raise refused(f"the name {quote(name)} leads out of the archive")
     return tuple(parts)
-
-
-def _too_large(member: Member) -> RefusedError:
-    return RefusedError(
-        Finding(
-            Code.TOO_LARGE,
-            f"{quote(member.name)} has {member.size} bytes, more than it may have",
-            "this is not what a LoRA adapter looks like; check what was packed",
-        )
-    )
 
 
 def _write(target: Path, name: str, member: Member, spend: Callable[[int], None]) -> None:
