@@ -1,21 +1,31 @@
-"""Administration of adapters: what the control plane does for it."""
+"""Administration of adapters: what the control plane does for it, and its routes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from fastapi import FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
+
+from gateway.api import answers, bodies
+from gateway.api.guard import ClientConnection
+from gateway.api.uploads import Uploads
+from gateway.domain.errors import Overloaded
+
 Page = dict[str, Any]  # a JSON object, as api/openapi.py describes it
+
+_LOAD_SECONDS = 240.0  # Open WebUI gives up after 300
 
 
 class AdapterAdmin(Protocol):
     """The life of adapters.  What is returned is JSON: a row is one version, an adapter its rows and where its name
     points to, an import what becomes of a source (schemas `AdapterVersion`, `Adapter`, `Import` of api/openapi.py).
 
-    `name` is within the grammar of names; `version` is 12 to 64 hexadecimal digits, or a public name's `…@version`
-    without the name.  `settings` holds those of `pinned` (bool), `load` ("eager", "lazy" or None for what the file
-    says) and `upstreams` (list of names, or None for wherever it fits) that were given.
+    `name` is within the grammar of names, `version` 12 to 64 hexadecimal digits.  `settings` holds those of `pinned` (bool), `load` ("eager", "lazy" or None for what the file
+    says) and `upstreams` (tuple of names, or None for wherever it fits) that were given.
 
     All raise errors of gateway.domain.errors, with sentences for people: NotFound for what is not there, Conflict for a
     move that cannot be, InvalidRequest for a source or an upstream that cannot be.  A move that is returned from is
@@ -24,7 +34,8 @@ class AdapterAdmin(Protocol):
 
     @property
     def uploads(self) -> Path:
-        """The folder that archives are received in, on the store's file system; cleared at start."""
+        """The folder that archives are received in, on the store's file system.  It exists; what a killed gateway left
+        there is cleared at start."""
         ...
 
     async def rows(self) -> list[Page]:
@@ -76,10 +87,117 @@ class AdapterAdmin(Protocol):
 
     async def unload(self, name: str, version: str | None) -> Page:
         """Makes engines let go of the version (None: all of the name's) until somebody asks for it or loads it, and
-        returns the adapter at once: what runs is finished first.  The current version of a pinned adapter: Conflict.
-        """
+        returns the adapter when the published snapshot says so: what runs is finished first, and not waited for.  The
+        current version of a pinned adapter: Conflict."""
         ...
 
     async def remove(self, name: str, version: str | None) -> Page | None:
         """Removes the version (None: the adapter), and returns what is left of the adapter, None when nothing is."""
         ...
+
+
+def routes(app: FastAPI, admin: AdapterAdmin) -> None:
+    """Adds the routes.  Whoever reaches them has the admin key."""
+    uploads = Uploads()
+    adapter = "/admin/v1/adapters/{name}"
+
+    @app.get("/admin/v1/adapters")
+    async def rows() -> Response:
+        return answers.rows(await admin.rows())
+
+    @app.post("/admin/v1/adapters")
+    async def add(request: Request) -> Response:
+        wanted = await bodies.read(request, bodies.NewVersion)
+        source = bodies.checked_source(wanted.source, wanted.digest)
+        begun = await admin.add(
+            wanted.name, source, digest=wanted.digest, promote=wanted.promote, settings=wanted.given()
+        )
+        return answers.page(begun, 202)
+
+    @app.put(adapter + "/archive")
+    async def upload(request: Request, name: str) -> Response:
+        bodies.named(name)
+        options = bodies.query(request, bodies.Upload)
+        archive = await uploads.receive(request, admin.uploads)
+        begun = await admin.receive(name, archive, promote=options.promote, settings=options.given())
+        return answers.page(begun, 202)
+
+    @app.get("/admin/v1/imports/{id}")
+    async def imports(id: str) -> Response:
+        return answers.page(await admin.imports(id))
+
+    @app.get(adapter)
+    async def show(name: str) -> Response:
+        return answers.page(await admin.show(bodies.named(name)))
+
+    @app.patch(adapter)
+    async def configure(request: Request, name: str) -> Response:
+        bodies.named(name)
+        settings = await bodies.read(request, bodies.Settings)
+        return answers.page(await admin.configure(name, settings.given()))
+
+    @app.delete(adapter)
+    async def remove(name: str) -> Response:
+        await admin.remove(bodies.named(name), None)
+        return answers.page({"name": name, "deleted": True})
+
+    @app.delete(adapter + "/versions/{version}")
+    async def remove_version(name: str, version: str) -> Response:
+        left = await admin.remove(bodies.named(name), bodies.digits(name, version))
+        return answers.page({"name": name, "deleted": True} if left is None else left)
+
+    @app.post(adapter + "/promote")
+    async def promote(request: Request, name: str) -> Response:
+        bodies.named(name)
+        chosen = await bodies.read(request, bodies.Chosen)
+        moved = await admin.promote(name, bodies.digits(name, chosen.version))
+        return answers.page(moved, 200 if moved["next"] is None else 202)
+
+    @app.post(adapter + "/rollback")
+    async def rollback(name: str) -> Response:
+        return answers.page(await admin.rollback(bodies.named(name)))
+
+    @app.post(adapter + "/canary")
+    async def canary(request: Request, name: str) -> Response:
+        bodies.named(name)
+        share = await bodies.read(request, bodies.Share)
+        return answers.page(await admin.canary(name, bodies.digits(name, share.version), share.weight))
+
+    @app.post(adapter + "/load")
+    async def load(request: Request, name: str) -> Response:
+        version = await _chosen(request, name)
+        return answers.page(await loaded(request, admin.load(name, version)))
+
+    @app.post(adapter + "/unload")
+    async def unload(request: Request, name: str) -> Response:
+        version = await _chosen(request, name)
+        return answers.page(await admin.unload(name, version))
+
+
+async def loaded(request: Request, loading: Coroutine[Any, Any, Page]) -> Page:
+    """Awaits a load for as long as the client does, and not for ever.  Raises Overloaded, ClientDisconnect."""
+    connection: ClientConnection = request.scope["extensions"]["gateway"]
+    task = asyncio.ensure_future(asyncio.wait_for(loading, _LOAD_SECONDS))
+
+    def leave() -> None:
+        task.cancel()
+
+    connection.on_disconnect = leave
+    try:
+        return await task
+    except TimeoutError:
+        raise Overloaded(
+            f"It is not loaded after {_LOAD_SECONDS:g} seconds, and still on its way.", code="model_loading"
+        ) from None
+    except asyncio.CancelledError:
+        if connection.gone:
+            raise ClientDisconnect from None
+        raise
+    finally:
+        connection.on_disconnect = None
+
+
+async def _chosen(request: Request, name: str) -> str | None:
+    bodies.named(name)
+    choice = await bodies.read(request, bodies.Choice, optional=True)
+    return None if choice.version is None else bodies.digits(name, choice.version)

@@ -5,6 +5,7 @@ The inference endpoints never touch FastAPI: it costs more for a request than th
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import FastAPI
@@ -79,4 +80,4 @@ def _no_route(method: str, path: str, methods: dict[str, Any] | None) -> Gateway
 
 def _example(path: str) -> str:
     """A path that a route with parameters matches."""
-    return path.replace("{id:path}", "example")
+    return re.sub(r"\{[^}]*\}", "example", path)

@@ -30,10 +30,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gateway.api.head import (
     EdgeLimits,
+    body_limit,
     body_too_large,
     checked_target,
     head_size,
     headers_too_large,
+    takes_upload,
     target_too_long,
     without_upgrade,
 )
@@ -261,8 +263,10 @@ class GuardedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         size = len(body)
         self._body_bytes += size
-        if self._body_bytes > self.limits.max_body_bytes:
-            raise body_too_large(self.limits)
+        if self._body_bytes > self.limits.max_body_bytes:  # which is so for few: only they are looked up
+            limit = body_limit(self.parser.get_method(), self.url, self.limits)
+            if self._body_bytes > limit:
+                raise body_too_large(limit)
         self._overhead = max(0, self._overhead - 9 * size)
         super().on_body(body)
 
@@ -278,6 +282,8 @@ class GuardedProtocol(HttpToolsProtocol):
         cycle.transport.write(b"")  # an answer to HEAD is a head that nothing follows
         client.finish()
         super().on_response_complete()
+        if self._in_body and not self._unfinished and takes_upload(self.parser.get_method(), self.url):
+            self._end()  # refused: gigabytes are not read only to be dropped
 
     # Reading
 
@@ -381,6 +387,14 @@ class GuardedProtocol(HttpToolsProtocol):
                 return
             self._unfinished.clear()
         self.transport.write(refusal_answer(refusal, uuid.uuid4().hex))
+        self._end()
+
+    def _end(self) -> None:
+        """Says that nothing more is sent, and gives the client a moment to read what was."""
+        self._refused = True
+        self._stop_read_timer()
+        if self.transport.is_closing():
+            return
         self.transport.write_eof()
         self.flow.resume_reading()
         self._read_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)

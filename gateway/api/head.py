@@ -9,13 +9,16 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
 
+from gateway.api.routes import RouteTable
 from gateway.domain.errors import InvalidRequest, Refusal, TooLarge
 
 _ONCE = frozenset({b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"api-key"})
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _UPGRADE = frozenset({b"upgrade", b"connection", b"http2-settings"})
+_ROUTES = RouteTable()
 
 Headers = Collection[tuple[bytes, bytes]]
 
@@ -27,7 +30,7 @@ class EdgeLimits:
     `header_timeout` runs from the connect, or on a kept connection from a head's first bytes, to the head's end.  A
     body must bring `min_body_rate` in each `body_timeout`, which ends R-U-D-Y and leaves slow links alone;
     `write_stall` asks the same rate of a client that is behind in reading its answer.  `keep_alive` should exceed the
-    idle time of a load balancer in front.
+    idle time of a load balancer in front.  `max_upload_bytes` is for what is written to the disk as it comes.
     """
 
     header_timeout: float = 10.0
@@ -37,6 +40,7 @@ class EdgeLimits:
     max_headers: int = 100
     max_target_bytes: int = 8 * 1024
     max_body_bytes: int = 64 * 1024 * 1024
+    max_upload_bytes: int = 4096 * 1024 * 1024
     keep_alive: int = 75
     write_stall: float = 30.0
     max_connections: int = 4096
@@ -60,14 +64,17 @@ def checked_target(method: bytes, version: str, target: bytes, headers: Headers,
         values = [value for _, value in headers]
     if not b"".join(values).isascii():
         raise InvalidRequest("A header value holds bytes outside ASCII; percent-encode it.", code="invalid_header")
-    _check_framing(version, fields, limits)
     host = fields.get(b"host")
     if host is None:
         if version == "1.1":
             raise InvalidRequest("The Host header is missing.", code="invalid_host")
     elif _HOST.fullmatch(host := host.strip(b" \t")) is None:
         raise InvalidRequest("The Host header is not a host with an optional port.", code="invalid_host")
-    return _origin_form(target, host)
+    path = _origin_form(target, host)
+    size = _body_size(version, fields)
+    if size > limits.max_body_bytes and size > (limit := body_limit(method, path, limits)):
+        raise body_too_large(limit)
+    return path
 
 
 def _check_repeated(headers: Headers) -> None:
@@ -79,7 +86,8 @@ def _check_repeated(headers: Headers) -> None:
             seen.add(name)
 
 
-def _check_framing(version: str, fields: dict[bytes, bytes], limits: EdgeLimits) -> None:
+def _body_size(version: str, fields: dict[bytes, bytes]) -> int:
+    """The size that the body is said to have; 0 where it comes in chunks.  Raises Refusal for two ways to read it."""
     encoding = fields.get(b"transfer-encoding")
     length = fields.get(b"content-length")
     if encoding is not None:
@@ -91,8 +99,8 @@ def _check_framing(version: str, fields: dict[bytes, bytes], limits: EdgeLimits)
     elif length is not None:
         if not (digits := length.strip(b" \t")).isdigit():
             raise InvalidRequest("Content-Length is not a number.", code="invalid_framing")
-        if int(digits) > limits.max_body_bytes:
-            raise body_too_large(limits)
+        return int(digits)
+    return 0
 
 
 def _origin_form(target: bytes, host: bytes | None) -> bytes:
@@ -120,8 +128,19 @@ def headers_too_large(limits: EdgeLimits) -> Refusal:
     )
 
 
-def body_too_large(limits: EdgeLimits) -> Refusal:
-    return TooLarge(f"The body exceeds {limits.max_body_bytes} bytes.")
+def takes_upload(method: bytes, target: bytes) -> bool:
+    """Whether the body of this request is one that is written to the disk as it comes."""
+    path = unquote_to_bytes(target.partition(b"?")[0]).decode("utf-8", "replace")
+    return _ROUTES.takes_upload(method.decode("ascii"), path)
+
+
+def body_limit(method: bytes, target: bytes, limits: EdgeLimits) -> int:
+    """Bytes that the body of this request may have."""
+    return limits.max_upload_bytes if takes_upload(method, target) else limits.max_body_bytes
+
+
+def body_too_large(limit: int) -> Refusal:
+    return TooLarge(f"The body exceeds {limit} bytes.")
 
 
 def head_size(target: bytes, headers: Headers) -> int:

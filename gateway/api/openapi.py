@@ -1,11 +1,12 @@
-"""The OpenAPI documents, by hand: the inference endpoints are served without FastAPI, which would describe them.
+"""The OpenAPI document for clients, by hand: FastAPI, which would write it, does not serve the inference endpoints.
 
-They describe what the gateway itself reads and checks; every further parameter of OpenAI's API and of the engine
+It describes what the gateway itself reads and checks; every further parameter of OpenAI's API and of the engine
 passes through (`additionalProperties`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Document = dict[str, Any]
@@ -28,7 +29,17 @@ _SAMPLING = {
     "user": {"type": ["string", "null"]},
 }
 
-_SCHEMAS: Document = {
+
+def list_of(item: Document) -> Document:
+    """The schema of a list in OpenAI's form."""
+    return {
+        "type": "object",
+        "required": ["object", "data"],
+        "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": item}},
+    }
+
+
+SCHEMAS: Document = {
     "Error": {
         "type": "object",
         "required": ["error"],
@@ -97,40 +108,40 @@ _SCHEMAS: Document = {
             "name": {"type": "string"},
             "parent": {"type": "string", "description": "The base model, for an adapter."},
             "context_length": {"type": "integer"},
+            "status": {
+                "type": "object",
+                "description": "Whether an adapter is loaded, as llama.cpp's router has it.",
+                "required": ["value"],
+                "properties": {"value": {"type": "string"}},
+            },
         },
     },
-    "Models": {
-        "type": "object",
-        "required": ["object", "data"],
-        "properties": {
-            "object": {"const": "list"},
-            "data": {"type": "array", "items": {"$ref": "#/components/schemas/Model"}},
-        },
-    },
+    "Models": list_of({"$ref": "#/components/schemas/Model"}),
+    "ModelChoice": {"type": "object", "required": ["model"], "properties": {"model": _MODEL}},
+    "Success": {"type": "object", "required": ["success"], "properties": {"success": {"const": True}}},
     "Answer": {"type": "object"},
     "Status": {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}},
-    "Rows": {
-        "type": "object",
-        "required": ["object", "data"],
-        "properties": {"object": {"const": "list"}, "data": {"type": "array", "items": {"type": "object"}}},
-    },
+    "Rows": list_of({"type": "object"}),
 }
 
 
-def _json(name: str) -> Document:
+def content(name: str) -> Document:
+    """A body of this schema."""
     return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
 
 
-def _errors(*statuses: int) -> Document:
-    return {str(status): {"description": _MEANINGS[status], "content": _json("Error")} for status in statuses}
+def errors(*statuses: int) -> Document:
+    """The answers with these statuses."""
+    return {str(status): {"description": _MEANINGS[status], "content": content("Error")} for status in statuses}
 
 
 _MEANINGS = {
     400: "The request is malformed, or the model cannot do this.",
     401: "No key, or not a valid one.",
     403: "The key has no right to this.",
-    404: "No such model.",
+    404: "No such model, adapter or version.",
     405: "Another method is needed.",
+    409: "It contradicts how things stand.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     422: "The upstream cannot process the request.",
@@ -139,79 +150,101 @@ _MEANINGS = {
     502: "The upstream failed.",
     503: "Nothing is free or ready at the moment; try again after Retry-After.",
     504: "The upstream took too long.",
+    507: "The gateway cannot keep it: the disk is full, or storage fails.",
 }
 
 
-def _post(summary: str, request: str, stream: bool) -> Document:
-    answer = _json("Answer")
-    if stream:
-        answer = {**answer, "text/event-stream": {"schema": {"type": "string"}}}
-    return {
-        "post": {
-            "summary": summary,
-            "security": [{"key": []}],
-            "requestBody": {"required": True, "content": _json(request)},
-            "responses": {
-                "200": {"description": "The answer, as OpenAI defines it.", "content": answer},
-                **_errors(400, 401, 403, 404, 413, 415, 422, 429, 500, 502, 503, 504),
-            },
-        }
-    }
-
-
-def _get(summary: str, answer: str, *errors: int, parameters: list[Document] | None = None) -> Document:
-    operation: Document = {
+def operation(
+    summary: str,
+    answers: Mapping[int, str],
+    *statuses: int,
+    body: str | None = None,
+    optional: bool = False,
+    parameters: Sequence[Document] = (),
+) -> Document:
+    """An operation that needs a key.  `answers`: status → schema; `statuses` of errors; `optional`: so is the body."""
+    described: Document = {
         "summary": summary,
         "security": [{"key": []}],
-        "responses": {"200": {"description": "OK", "content": _json(answer)}, **_errors(*errors)},
+        "responses": {
+            **{str(status): {"description": "OK", "content": content(name)} for status, name in answers.items()},
+            **errors(*statuses),
+        },
     }
+    if body is not None:
+        described["requestBody"] = {"required": not optional, "content": content(body)}
     if parameters:
-        operation["parameters"] = parameters
-    return {"get": operation}
+        described["parameters"] = list(parameters)
+    return described
+
+
+def in_path(name: str, schema: Document) -> Document:
+    """A parameter in the path."""
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _post(summary: str, request: str, stream: bool) -> Document:
+    described = operation(
+        summary, {200: "Answer"}, 400, 401, 403, 404, 413, 415, 422, 429, 500, 502, 503, 504, body=request
+    )
+    answer = described["responses"]["200"]
+    answer["description"] = "The answer, as OpenAI defines it."
+    if stream:
+        answer["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    return {"post": described}
 
 
 def _open(summary: str, *statuses: int) -> Document:
     """A route that needs no key, and whose body is the same whatever it says."""
-    answers = {str(status): {"description": summary, "content": _json("Status")} for status in statuses}
+    answers = {str(status): {"description": summary, "content": content("Status")} for status in statuses}
     return {"get": {"summary": summary, "responses": answers}}
 
 
-def _document(title: str, version: str, paths: Document) -> Document:
+def document(title: str, version: str, schemas: Document, paths: Document) -> Document:
+    """A whole document."""
     return {
         "openapi": "3.1.0",
         "info": {"title": title, "version": version},
         "paths": paths,
-        "components": {"schemas": _SCHEMAS, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "components": {"schemas": schemas, "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
     }
 
 
 def inference(version: str) -> Document:
     """What clients' keys may use."""
-    model_id = {"name": "id", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
-    return _document(
+    model_id = in_path("id", {"type": "string", "minLength": 1})
+    named = {"name": "model", "in": "query", "schema": {"type": "string"}}
+    models = {"get": operation("The models that can be asked for.", {200: "Models"}, 401)}
+    managed = (400, 401, 403, 404, 409, 413, 415, 503, 507)
+    return document(
         "lora-gateway",
         version,
+        SCHEMAS,
         {
             "/v1/chat/completions": _post("Chat, streamed or whole.", "ChatRequest", stream=True),
             "/v1/completions": _post("Completions, streamed or whole.", "CompletionRequest", stream=True),
             "/v1/embeddings": _post("Embeddings.", "EmbeddingRequest", stream=False),
             "/tokenize": _post("Tokens of a text, by an engine (vLLM).", "TokenizeRequest", stream=False),
-            "/v1/models": _get("The models that can be asked for.", "Models", 401),
-            "/v1/models/{id}": _get("One model.", "Model", 401, 404, parameters=[model_id]),
+            "/v1/models": models,
+            "/v1/models/{id}": {"get": operation("One model.", {200: "Model"}, 401, 404, parameters=[model_id])},
+            "/models": {
+                **models,
+                "post": operation("Always refused: adapters are added by an operator.", {}, 400, 401),
+                "delete": operation(
+                    "Always refused: adapters are removed by an operator.", {}, 400, 401, parameters=[named]
+                ),
+            },
+            "/models/load": {
+                "post": operation(
+                    "Load an adapter and wait until it is.", {200: "Success"}, *managed, body="ModelChoice"
+                )
+            },
+            "/models/unload": {
+                "post": operation(
+                    "Eject an adapter until it is asked for.", {200: "Success"}, *managed, body="ModelChoice"
+                )
+            },
             "/livez": _open("Whether the process is alive.", 200),
             "/readyz": _open("Whether a model can be served.", 200, 503),
-        },
-    )
-
-
-def administration(version: str) -> Document:
-    """What the admin key may use."""
-    return _document(
-        "lora-gateway administration",
-        version,
-        {
-            "/admin/v1/upstreams": _get("The upstreams and their state.", "Rows", 401, 403),
-            "/admin/v1/adapters": _get("The adapters and their state.", "Rows", 401, 403),
-            "/admin/v1/config": _get("The configuration in force, without secrets.", "Answer", 401, 403),
         },
     )

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import orjson
 from fastapi import FastAPI, Request, Response
+from starlette.requests import ClientDisconnect
 
-from gateway.api import openapi
+from gateway.api import adapters, answers, llamacpp, openapi, openapi_admin
 from gateway.api.auth import authorise
 from gateway.api.routes import Access
-from gateway.dataplane.admit import new_request_id
 from gateway.dataplane.upstreams import SnapshotHolder
 from gateway.domain.errors import GatewayError, model_not_found
 from gateway.telemetry.metrics import Metrics
@@ -31,7 +31,11 @@ class Administration(Protocol):
 
 
 def build(
-    snapshots: SnapshotHolder, metrics: Metrics, administration: Administration, draining: Callable[[], bool]
+    snapshots: SnapshotHolder,
+    metrics: Metrics,
+    administration: Administration,
+    draining: Callable[[], bool],
+    admin: adapters.AdapterAdmin | None = None,
 ) -> FastAPI:
     """The FastAPI application.  Access was decided before it is called (api/routes.py)."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -39,16 +43,21 @@ def build(
 
     @app.exception_handler(GatewayError)
     async def refused(request: Request, error: GatewayError) -> Response:
-        return _json(error.body(), error.status, {name.decode(): value.decode() for name, value in error.headers()})
+        return answers.refusal(error)
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return _json(GatewayError("The gateway failed to serve this request.").body(), 500)
+        return answers.refusal(GatewayError("The gateway failed to serve this request."))
 
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nginx's word for it; nobody reads this
+
+    @app.get("/models")
     @app.get("/v1/models")
     async def models() -> Response:
         cards = b",".join(snapshots.current.cards.values())
-        return _json(b'{"object":"list","data":[' + cards + b"]}")
+        return answers.raw(b'{"object":"list","data":[' + cards + b"]}")
 
     @app.get("/v1/models/{id:path}")
     async def model(id: str) -> Response:
@@ -58,11 +67,11 @@ def build(
             card = orjson.dumps({"id": id, "object": "model", "created": 0, "owned_by": "lora-gateway"})
         if card is None:
             raise model_not_found(id)
-        return _json(card)
+        return answers.raw(card)
 
     @app.get("/livez")
     async def livez() -> Response:
-        return _json(b'{"status":"alive"}')
+        return answers.raw(b'{"status":"alive"}')
 
     @app.get("/readyz")
     async def readyz(request: Request) -> Response:
@@ -74,7 +83,7 @@ def build(
                 {key: row.get(key) for key in ("name", "kind", "state", "message")}
                 for row in administration.upstreams()
             ]
-        return _json(orjson.dumps(page), 200 if ready else 503, {} if ready else {"retry-after": "2"})
+        return answers.raw(orjson.dumps(page), 200 if ready else 503, {} if ready else {"retry-after": "2"})
 
     @app.get("/metrics")
     async def exposition() -> Response:
@@ -82,24 +91,29 @@ def build(
 
     @app.get("/openapi.json")
     async def document() -> Response:
-        return _json(orjson.dumps(openapi.inference(_version())))
+        return answers.page(openapi.inference(_version()))
 
     @app.get("/admin/v1/openapi.json")
     async def admin_document() -> Response:
-        return _json(orjson.dumps(openapi.administration(_version())))
+        return answers.page(openapi_admin.administration(_version()))
 
     @app.get("/admin/v1/upstreams")
     async def upstreams() -> Response:
-        return _list(administration.upstreams())
-
-    @app.get("/admin/v1/adapters")
-    async def adapters() -> Response:
-        return _list(administration.adapters())
+        return answers.rows(administration.upstreams())
 
     @app.get("/admin/v1/config")
     async def config() -> Response:
-        return _json(orjson.dumps(administration.config(), default=str))
+        return answers.page(administration.config())
 
+    if admin is None:
+
+        @app.get("/admin/v1/adapters")
+        async def rows() -> Response:
+            return answers.rows(administration.adapters())
+
+    else:
+        adapters.routes(app, admin)
+        llamacpp.routes(app, snapshots, admin)
     return app
 
 
@@ -114,15 +128,6 @@ def _may_observe(request: Request, snapshots: SnapshotHolder) -> bool:
     except GatewayError:
         return False
     return True
-
-
-def _list(rows: list[dict[str, Any]]) -> Response:
-    return _json(orjson.dumps({"object": "list", "data": rows}, default=str))
-
-
-def _json(body: bytes, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    fixed = {"x-request-id": new_request_id(), "x-content-type-options": "nosniff", "cache-control": "no-store"}
-    return Response(body, status, media_type="application/json", headers={**fixed, **(headers or {})})
 
 
 def _version() -> str:

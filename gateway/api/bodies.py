@@ -1,0 +1,165 @@
+"""What the administration is sent: bodies of a few fields, none of them unknown."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adapters.sources.folder import NAME
+from adapters.sources.source import SourceError, parse_source
+from gateway.domain.errors import InvalidRequest, TooLarge, UnsupportedMediaType
+
+MAX_BYTES = 64 * 1024
+VERSION = re.compile(r"[0-9a-f]{12,64}", re.ASCII)
+
+Name = Annotated[
+    str, Field(pattern=f"^{NAME.pattern}$", description="a-z, 0-9, '.', '_' and '-', at most 64; no sign first.")
+]
+Version = Annotated[
+    str,
+    Field(
+        pattern=f"^({NAME.pattern}@)?{VERSION.pattern}$",
+        description="The first 12 hex digits of the version's digest, or more of them.",
+    ),
+]
+Source = Annotated[
+    str,
+    Field(
+        description="hf://ORG/REPO@REVISION, modelscope://ORG/REPO@REVISION, https://…#sha256=… or "
+        "s3://BUCKET/KEY#sha256=…; folders and archives are uploaded.",
+    ),
+]
+Upstreams = Annotated[tuple[Name, ...], Field(min_length=1, max_length=256)]
+
+
+class Body(BaseModel):
+    """A body; fields that it does not have are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False, hide_input_in_errors=True)
+
+
+class Settings(Body):
+    """How an adapter is served; what is not given stays as it is."""
+
+    pinned: bool = Field(default=False, description="The current version is never evicted.")
+    load: Literal["eager", "lazy"] | None = Field(default=None, description="null: as the configuration says.")
+    upstreams: Upstreams | None = Field(default=None, description="null: wherever it fits.")
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given."""
+        return self.model_dump(include={"pinned", "load", "upstreams"}, exclude_unset=True)
+
+
+class Upload(Settings):
+    """What goes with an archive, in the query."""
+
+    model_config = ConfigDict(strict=False)
+
+    promote: bool = Field(default=False, description="The name moves to this version as soon as it is Ready.")
+
+
+class NewVersion(Settings):
+    """A source to import."""
+
+    name: Name
+    source: Source
+    digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file at a URL.")] | None = None
+    promote: bool = Field(default=False, description="The name moves to this version as soon as it is Ready.")
+
+
+class Chosen(Body):
+    """A version."""
+
+    version: Version
+
+
+class Choice(Body):
+    """A version, or what the plain name stands for."""
+
+    version: Version | None = None
+
+
+class Share(Body):
+    """A version's part of the plain name's traffic."""
+
+    version: Version
+    weight: float = Field(ge=0, le=100, description="Percent; 0 ends the canary.")
+
+
+T = TypeVar("T", bound=BaseModel)
+
+
+async def read(request: Request, model: type[T], *, optional: bool = False) -> T:
+    """The request's body.  `optional`: none at all is an empty object.
+
+    Raises UnsupportedMediaType, TooLarge and InvalidRequest, which names the field.
+    """
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > MAX_BYTES:
+            raise TooLarge(f"The body exceeds {MAX_BYTES} bytes.")
+    if optional and not body:
+        body = b"{}"
+    elif request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise _wrong(error, model) from None
+
+
+def query(request: Request, model: type[T]) -> T:
+    """The request's query; `upstreams` may be there several times, or hold commas.  Raises InvalidRequest."""
+    fields: dict[str, Any] = {}
+    for name, value in request.query_params.multi_items():
+        if name == "upstreams":
+            fields[name] = (*fields.get(name, ()), *value.split(","))
+        elif name in fields:
+            raise InvalidRequest(f"{name[:64]} may be given only once.", param=name[:64])
+        else:
+            fields[name] = value
+    try:
+        return model.model_validate(fields)
+    except ValidationError as error:
+        raise _wrong(error, model) from None
+
+
+def checked_source(source: str, digest: str | None) -> str:
+    """A source that is elsewhere: never a path on this machine.  Raises InvalidRequest."""
+    try:
+        parse_source(source, digest)
+    except SourceError as error:
+        raise InvalidRequest(f"source: {error}", param="source") from None
+    return source
+
+
+def named(name: str) -> str:
+    """The adapter's name in a path.  Raises InvalidRequest."""
+    if NAME.fullmatch(name) is None:
+        raise InvalidRequest(f"{name[:64]!r} is no adapter's name: it must match {NAME.pattern}.", param="name")
+    return name
+
+
+def digits(name: str, version: str) -> str:
+    """The hex digits of a version of this adapter, given as they are or as `name@digits`.  Raises InvalidRequest."""
+    adapter, at, found = version.rpartition("@")
+    if at and adapter != name:
+        raise InvalidRequest(f"{version[:140]} is not a version of {name}.", param="version")
+    if VERSION.fullmatch(found) is None:
+        raise InvalidRequest("A version is 12 to 64 hex digits, a-f in small letters.", param="version")
+    return found
+
+
+def _wrong(error: ValidationError, model: type[BaseModel]) -> InvalidRequest:
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    place = ".".join(str(part)[:64] for part in first["loc"])
+    field = model.model_fields.get(str(first["loc"][0])) if first["loc"] else None
+    if first["type"] in ("missing", "extra_forbidden"):
+        hint = f" (the fields are {', '.join(model.model_fields)})"
+    else:
+        hint = f" ({field.description})" if field is not None and field.description else ""
+    return InvalidRequest(f"{place or 'The body'}: {first['msg']}{hint}", param=place or None)

@@ -1,0 +1,164 @@
+"""The OpenAPI document of the administration.  What is sent is described by the models that read it (api/bodies.py)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gateway.api import bodies
+from gateway.api.openapi import SCHEMAS, Document, content, document, in_path, list_of, operation
+
+_TEXT = {"type": "string"}
+_WHOLE = {"type": "integer", "minimum": 0}
+_COUNTED = {"type": ["integer", "null"], "minimum": 0}
+_SWITCH = {"type": "boolean"}
+_PERCENT = {"type": "number", "minimum": 0, "maximum": 100}
+_VERSION = {"type": "string", "description": "12 hex digits"}
+_LOAD = {"type": ["string", "null"], "enum": ["eager", "lazy", None]}
+_UPSTREAMS = {"type": ["array", "null"], "items": _TEXT}
+_PHASES = "Pending Fetching Validating Loading Ready Draining Unloaded Failed".split()
+
+
+def _object(**properties: Document) -> Document:
+    """All of its properties are always there."""
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+_ROW = _object(
+    name=_TEXT,
+    version=_VERSION,
+    digest={"type": "string", "description": "SHA-256 over the version's files, 64 hex digits."},
+    phase={"type": "string", "enum": _PHASES},
+    reason=_TEXT,
+    base={"type": "string", "description": "What the adapter says it was trained on."},
+    rank=_WHOLE,
+    size={"type": "integer", "minimum": 0, "description": "Bytes in an engine's memory."},
+    source=_TEXT,
+    added={"type": "integer", "minimum": 0, "description": "Unix seconds."},
+    upstreams={"type": "array", "items": _TEXT, "description": "Those that it fits."},
+    current={"type": "boolean", "description": "The plain name points to it."},
+    weight={**_PERCENT, "description": "Percent of the plain name's traffic."},
+    pinned=_SWITCH,
+    load=_LOAD,
+    replicas={
+        "type": "object",
+        "additionalProperties": _object(state=_TEXT, reason=_TEXT),
+        "description": "Where it stands on each upstream.",
+    },
+    conditions={"type": "array", "items": _object(type=_TEXT, status=_TEXT, reason=_TEXT)},
+)
+_ADAPTER = _object(
+    name=_TEXT,
+    current=_VERSION,
+    next={"type": ["string", "null"], "description": "Becomes current when it is Ready."},
+    history={"type": "array", "items": _VERSION, "description": "What was current before, newest last."},
+    canaries={"type": "array", "items": _object(version=_VERSION, weight=_PERCENT)},
+    pinned=_SWITCH,
+    load=_LOAD,
+    upstreams=_UPSTREAMS,
+    versions={"type": "array", "items": {"$ref": "#/components/schemas/AdapterVersion"}},
+)
+_IMPORT = _object(
+    id=_TEXT,
+    name=_TEXT,
+    phase={"type": "string", "enum": _PHASES, "description": "Ends as Ready or Failed."},
+    done={"type": "integer", "minimum": 0, "description": "Bytes."},
+    total=_COUNTED,
+    version={"type": ["string", "null"]},
+    reason=_TEXT,
+)
+
+
+def _schemas() -> Document:
+    sent = (bodies.NewVersion, bodies.Settings, bodies.Chosen, bodies.Choice, bodies.Share)
+    return {
+        **{name: SCHEMAS[name] for name in ("Error", "Answer", "Rows")},
+        **{model.__name__: model.model_json_schema() for model in sent},
+        "AdapterVersion": _ROW,
+        "AdapterVersions": list_of({"$ref": "#/components/schemas/AdapterVersion"}),
+        "Adapter": _ADAPTER,
+        "Import": _IMPORT,
+        "Deleted": _object(name=_TEXT, deleted={"const": True}),
+        "AdapterOrDeleted": {
+            "anyOf": [{"$ref": "#/components/schemas/Adapter"}, {"$ref": "#/components/schemas/Deleted"}]
+        },
+    }
+
+
+def _options(model: type[bodies.Body]) -> list[Document]:
+    """A model's fields as parameters of the query."""
+    fields: dict[str, Any] = model.model_json_schema()["properties"]
+    return [
+        {"name": name, "in": "query", "schema": _without_null(schema), "style": "form", "explode": False}
+        for name, schema in fields.items()
+    ]
+
+
+def _without_null(schema: Document) -> Document:
+    """A query has no null: what is not there is not given."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    return {**kinds[0], "description": schema.get("description", "")} if kinds else schema
+
+
+def administration(version: str) -> Document:
+    """What the admin key may use."""
+    key = (401, 403)
+    read = (400, *key, 404)
+    sent = (400, *key, 404, 409, 413, 415, 507)
+    name = in_path("name", bodies.Settings.model_json_schema()["properties"]["upstreams"]["anyOf"][0]["items"])
+    chosen = in_path("version", bodies.Chosen.model_json_schema()["properties"]["version"])
+
+    def get(summary: str, answer: str, *statuses: int, parameters: tuple[Document, ...] = ()) -> Document:
+        return {"get": operation(summary, {200: answer}, *statuses, parameters=parameters)}
+
+    def move(summary: str, body: str | None, *statuses: int, optional: bool = False) -> Document:
+        answers = {200: "Adapter"}
+        return {"post": operation(summary, answers, *sent, *statuses, body=body, optional=optional, parameters=[name])}
+
+    archive = operation(
+        "Import an archive: tar, tar.gz or zip.",
+        {202: "Import"},
+        *sent,
+        503,
+        parameters=[name, *_options(bodies.Upload)],
+    )
+    archive["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
+    promote = move("Point the name to a version.", "Chosen")
+    promote["post"]["responses"]["202"] = {"description": "As soon as it is Ready.", "content": content("Adapter")}
+    adapter = "/admin/v1/adapters/{name}"
+    return document(
+        "lora-gateway administration",
+        version,
+        _schemas(),
+        {
+            "/admin/v1/upstreams": get("The upstreams and their state.", "Rows", *key),
+            "/admin/v1/config": get("The configuration in force, without secrets.", "Answer", *key),
+            "/admin/v1/adapters": {
+                **get("The versions of all adapters.", "AdapterVersions", *key),
+                "post": operation("Import a source.", {202: "Import"}, *sent, 503, body="NewVersion"),
+            },
+            adapter: {
+                **get("One adapter.", "Adapter", *read, parameters=(name,)),
+                "patch": operation(
+                    "Change how it is served.", {200: "Adapter"}, *sent, body="Settings", parameters=[name]
+                ),
+                "delete": operation("Remove it.", {200: "Deleted"}, *read, 409, 507, parameters=[name]),
+            },
+            adapter + "/archive": {"put": archive},
+            adapter + "/promote": promote,
+            adapter + "/rollback": move("Point the name to what it pointed to before.", None),
+            adapter + "/canary": move("Give a version a share of the traffic.", "Share"),
+            adapter + "/load": move("Load a version and wait until it is.", "Choice", 503, optional=True),
+            adapter + "/unload": move("Unload a version until it is asked for.", "Choice", optional=True),
+            adapter + "/versions/{version}": {
+                "delete": operation(
+                    "Remove a version.", {200: "AdapterOrDeleted"}, *read, 409, 507, parameters=[name, chosen]
+                )
+            },
+            "/admin/v1/imports/{id}": get(
+                "How far an import is.",
+                "Import",
+                *read,
+                parameters=(in_path("id", {"type": "string", "minLength": 1}),),
+            ),
+        },
+    )
