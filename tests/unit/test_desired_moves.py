@@ -53,6 +53,7 @@ def test_the_oldest_versions_go_that_nothing_points_to() -> None:
     full = adapter(A, B, C, D)
     assert held(added(full, "pirate", version("e" * 64), promote=False, keep=4)) == "acde"
     assert held(added(full, "pirate", version("e" * 64), promote=False, keep=2)) == "ae"
+    assert held(added(replace(full, next=B), "pirate", version("e" * 64), promote=False, keep=2)) == "abe"
     pointed = replace(full, current=D, history=(C, A), canaries=(CanaryRecord(B, 1),), salt="s")
     assert held(added(pointed, "pirate", version("e" * 64), promote=False, keep=1)) == "abde"
 

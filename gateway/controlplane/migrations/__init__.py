@@ -1,0 +1,38 @@
+"""The database's schema, version by version (`versions/`), each of which says how to get there from the one before.
+
+What was published is never changed: a change of the schema is a new file.
+"""
+
+from __future__ import annotations
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection
+
+from gateway.domain.errors import StorageError
+
+#: Where the version is noted; no database of ours is without it.
+VERSION_TABLE = "schema_version"
+
+
+def upgrade(connection: Connection, database: str) -> None:
+    """Brings the schema up to date, within the transaction that `connection` has begun: wholly or not at all.
+
+    Raises StorageError when the database (`database`: its name, for people) is a newer gateway's.
+    """
+    # Alembic takes it that SQLite's driver commits at each change of the schema. This one does not (sqlitefile.py).
+    config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE, "transactional_ddl": True})
+    config.set_main_option("script_location", "gateway.controlplane:migrations")
+    scripts = ScriptDirectory.from_config(config)
+    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+    present, newest = context.get_current_revision(), scripts.get_current_head()
+    if present == newest:
+        return
+    if present is not None and present not in {script.revision for script in scripts.walk_revisions()}:
+        raise StorageError(
+            f"{database} was written by a newer gateway (its schema is {present}, this one knows {newest} at most): "
+            f"start the newer gateway, or put the copy in its place that was made before the upgrade"
+        )
+    command.upgrade(config, "head")
