@@ -77,7 +77,15 @@ def _assumed(config: Config, found: Found, model: str) -> Observed:
         listed += [ListedModel(name, parent=next(iter(names), "")) for name in held]
         states[upstream.name] = UpstreamStatus(UpstreamState.UP, 0.0, models=tuple(listed))
     adapters = tuple(
-        AdapterStatus(a.name, Phase.READY, a.version, path=a.path, upstreams=a.upstreams, current=True)
+        AdapterStatus(
+            a.name,
+            Phase.READY,
+            a.version,
+            path=a.path,
+            upstreams=a.upstreams,
+            held=frozenset(a.upstreams),
+            current=True,
+        )
         for a in found.adapters
     )
     return Observed(states, adapters)

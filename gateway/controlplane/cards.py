@@ -9,12 +9,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 
 from gateway.controlplane.config import Description
 from gateway.domain.listing import ListedModel
 
 #: Open WebUI puts 26 kB of tools (some 6,000 tokens) into every chat with a model that has `builtin_tools`.
 BUILTIN_TOOLS_CONTEXT = 32_768
+
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +33,23 @@ class Facts:
     vision: bool | None = None
     thinking: bool | None = None
     embedding: bool = False
-    created: int | None = None
+    created: int = 0
     parent: str | None = None
 
 
-def facts_of(listed: ListedModel, owner: str) -> Facts:
-    """What the upstream itself says."""
+class Presence(StrEnum):
+    """Whether a model is in memory, in llama.cpp's words: Open WebUI 0.12 marks a `loaded` one and has a button to
+    eject it; for other words (and for connections of another kind) it shows neither mark nor button.  A model without
+    the key `status` would be taken for loaded."""
+
+    LOADED = "loaded"
+    LOADING = "loading"
+    UNLOADED = "unloaded"
+    AVAILABLE = "available"  # nobody loads or ejects it through the gateway
+
+
+def facts_of(listed: ListedModel, owner: str, created: int) -> Facts:
+    """What the upstream itself says; `created` (Unix time) stands where it does not say it."""
     return Facts(
         owner,
         name=listed.name,
@@ -44,7 +58,7 @@ def facts_of(listed: ListedModel, owner: str) -> Facts:
         vision=listed.vision,
         thinking=listed.thinking,
         embedding=listed.embedding,
-        created=listed.created,
+        created=created if listed.created is None else listed.created,
     )
 
 
@@ -66,6 +80,8 @@ def described(facts: Facts, by: Description | None) -> Facts:
 def shared(targets: Sequence[Facts]) -> Facts:
     """What holds whichever of a model's targets answers (at least one); the first names it."""
     first = targets[0]
+    if len(targets) == 1:
+        return first
     lengths = [target.context_length for target in targets if target.context_length is not None]
     return replace(
         first,
@@ -81,8 +97,8 @@ def _all(said: Sequence[bool | None]) -> bool | None:
     return None if None in said else True
 
 
-def card(model: str, facts: Facts, created: int) -> bytes:
-    """The model's object as JSON; `created` (Unix time) stands where the upstream did not say."""
+def card(model: str, facts: Facts, presence: Presence = Presence.AVAILABLE) -> bytes:
+    """The model's object as JSON."""
     capabilities = {
         "usage": True,
         "builtin_tools": facts.tools is True and (facts.context_length or 0) >= BUILTIN_TOOLS_CONTEXT,
@@ -97,13 +113,14 @@ def card(model: str, facts: Facts, created: int) -> bytes:
     entry: dict[str, object] = {
         "id": model,
         "object": "model",
-        "created": created if facts.created is None else facts.created,
+        "created": facts.created,
         "owned_by": facts.owner,
         "name": facts.name or model,
+        "status": {"value": presence.value},
     }
     if facts.parent is not None:
         entry["parent"] = facts.parent
     if facts.context_length is not None:
         entry["context_length"] = entry["max_model_len"] = facts.context_length
     entry["info"] = {"meta": meta}
-    return json.dumps(entry, ensure_ascii=False, separators=(",", ":")).encode()
+    return _JSON.encode(entry).encode()

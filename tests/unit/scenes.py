@@ -37,11 +37,16 @@ def adapter(
     version: str = "0123456789ab",
     phase: Phase = Phase.READY,
     current: bool = True,
+    canary: float = 0.0,
+    held: Iterable[str] | None = None,
     refused: Mapping[str, str] | None = None,
 ) -> AdapterStatus:
+    """One that a request may be sent to wherever it fits, unless it is not Ready or `held` says otherwise."""
+    if held is None:
+        held = upstreams if phase is Phase.READY else ()
     return AdapterStatus(
         name, phase, version, version.ljust(64, "0"), f"/store/{version}", "base",
-        upstreams=upstreams, refused=refused or {}, current=current,
+        upstreams=upstreams, refused=refused or {}, held=frozenset(held), current=current and not canary, canary=canary,
     )  # fmt: skip
 
 
@@ -61,8 +66,13 @@ def up(
     return UpstreamStatus(state, since, "for the operator only", progress, tuple(listed), endpoint)
 
 
-def seen(upstreams: Mapping[str, UpstreamStatus], *adapters: AdapterStatus, now: float = 1000.0) -> Observed:
-    return Observed(upstreams, adapters, now=now, started=1_700_000_000)
+def seen(
+    upstreams: Mapping[str, UpstreamStatus],
+    *adapters: AdapterStatus,
+    now: float = 1000.0,
+    salts: Mapping[str, str] | None = None,
+) -> Observed:
+    return Observed(upstreams, adapters, salts or {}, now=now, started=1_700_000_000)
 
 
 def where(snapshot: Snapshot) -> dict[str, list[str]]:

@@ -11,7 +11,7 @@ from openai.types import Model
 
 from gateway.controlplane.compiler import compile
 from gateway.controlplane.config import Config
-from gateway.controlplane.observed import UpstreamStatus
+from gateway.controlplane.observed import AdapterStatus, Phase, UpstreamState, UpstreamStatus
 from gateway.domain.listing import ListedModel
 from tests.unit.scenes import adapter, config, openai, seen, up, vllm
 
@@ -43,6 +43,7 @@ def test_a_plain_model_says_what_is_known_and_nothing_else() -> None:
         "name": "m",
         "context_length": 2048,
         "max_model_len": 2048,
+        "status": {"value": "available"},
         "info": {"meta": {"capabilities": {"usage": True, "builtin_tools": False}, "tags": [{"name": "a"}]}},
     }
     Model.model_validate(card, strict=True)
@@ -127,3 +128,37 @@ def test_a_name_with_several_targets_promises_what_all_of_them_keep() -> None:
 def test_embedding_models_are_listed_and_not_offered_for_chats() -> None:
     card = cards(config([vllm("a")]), {"a": up(ListedModel("bge", embedding=True))})["bge"]
     assert card["info"]["meta"]["hidden"] is True
+
+
+UP, STARTING, DOWN = up("m"), up("m", state=UpstreamState.STARTING), up("m", state=UpstreamState.DOWN, since=999)
+
+
+@pytest.mark.parametrize(
+    ("pirate", "status", "value"),
+    [
+        (adapter("pirate", "a"), UP, "loaded"),
+        (adapter("pirate", "a", "gone"), UP, "loaded"),
+        (adapter("pirate", "a", phase=Phase.LOADING), UP, "loading"),
+        (adapter("pirate", "a", phase=Phase.LOADING), STARTING, "loading"),
+        (adapter("pirate", "a", phase=Phase.UNLOADED), UP, "unloaded"),
+        (adapter("pirate", "a", phase=Phase.UNLOADED), STARTING, "unloaded"),
+        (adapter("pirate", "a", phase=Phase.LOADING), DOWN, "unloaded"),
+        (adapter("pirate", "a", phase=Phase.LOADING, refused={"a": "no"}), UP, "unloaded"),
+    ],
+)
+def test_open_webui_sees_whether_an_adapter_is_loaded(
+    pirate: AdapterStatus, status: UpstreamStatus, value: str
+) -> None:
+    assert cards(config([vllm("a")]), {"a": status}, pirate)["pirate"]["status"] == {"value": value}
+
+
+def test_open_webui_offers_to_eject_adapters_and_nothing_else() -> None:
+    """Open WebUI takes a model without the key `status` for loaded, and an unknown word for neither."""
+    pirate = adapter("pirate", "a")
+    targets = [{"upstream": "a", "model": "pirate"}]
+    file = config([vllm("a"), openai("o")], models=[{"id": "captain", "targets": targets}])
+    listed = cards(file, {"a": up("m", held=[pirate], foreign=["theirs"]), "o": up("gpt")}, pirate)
+    ejectable = {name for name, card in listed.items() if card["status"]["value"] in ("loaded", "sleeping")}
+    assert ejectable == {"pirate"}
+    assert len(listed) == 5
+    assert all(card["status"]["value"] for card in listed.values())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any
 
@@ -114,6 +115,29 @@ def test_an_engine_is_reached_where_it_listens_with_its_own_key() -> None:
     assert [(name, value.reveal()) for name, value in record.headers] == [("authorization", "Bearer of-this-life")]
 
 
+def test_the_adapters_at_once_are_those_an_engine_was_started_with_or_the_file_says() -> None:
+    engine = {"name": "local", "kind": "vllm", "engine": {"model": "m"}}
+    file = config([engine, vllm("a", adapters={"max_loras": 3}), vllm("b")])
+    upstreams = compile(file, seen({"local": replace(up("m"), max_loras=2)}), 1).upstreams
+    assert {name: record.max_loras for name, record in upstreams.items()} == {"local": 2, "a": 3, "b": 0}
+
+
+def test_a_name_of_the_file_can_lead_to_one_version_of_an_adapter() -> None:
+    old, new = adapter("pirate", "a", version="1" * 12), adapter("pirate", "a", version="2" * 12, current=False)
+    model = {"id": "captain", "targets": [{"upstream": "a", "model": new.engine_name}]}
+    snapshot = compile(config([vllm("a")], models=[model]), seen({"a": up("m")}, old, new), 1)
+    assert where(snapshot)["captain"] == [f"a:{new.engine_name}"]
+    assert snapshot.routes["captain"].targets[0].adapter == new.engine_name
+
+
+def test_a_name_that_a_model_has_is_its_own_even_where_it_is_not_listed() -> None:
+    hidden = up("pirate", state=UpstreamState.DOWN, since=0)
+    observed = seen({"a": up("m"), "b": hidden}, adapter("pirate", "a"), now=1e6)
+    snapshot = compile(config([vllm("a"), vllm("b")]), observed, 1)
+    assert where(snapshot)["pirate"] == ["b:pirate"]
+    assert "pirate" not in snapshot.cards
+
+
 def test_an_upstream_carries_what_the_file_says_of_it() -> None:
     azure = openai(
         "azure",
@@ -162,9 +186,11 @@ def test_only_vendors_are_sent_the_developer_role_and_only_toolless_models_lose_
 
 def test_keys_are_digests() -> None:
     key = "sk-0123456789abcdef-of-somebody"
-    auth = {"keys": [{"name": "webui", "key": key, "allow": ["priority"]}], "admin_key": "adm-0123456789abcdef"}
+    webui = {"name": "webui", "key": key, "allow": ["priority", "adapters"], "models": ["small", "support-*"]}
+    auth = {"keys": [webui], "admin_key": "adm-0123456789abcdef"}
     snapshot = compile(config([vllm("a")], auth=auth, openwebui={"tasks": {"*": "small"}}), seen({}), 1)
-    assert snapshot.keys == {sha256(key.encode()).digest(): Principal("webui", frozenset({"priority"}))}
+    principal = Principal("webui", frozenset({"priority", "adapters"}), ("small", "support-*"))
+    assert snapshot.keys == {sha256(key.encode()).digest(): principal}
     assert snapshot.admin_key == sha256(b"adm-0123456789abcdef").digest()
     assert snapshot.auth_required
     assert dict(snapshot.task_models) == {"*": "small"}

@@ -6,7 +6,6 @@ import pytest
 
 from gateway.controlplane.compiler import compile, model_names, next_change
 from gateway.controlplane.observed import Phase, UpstreamState
-from gateway.domain.listing import ListedModel
 from gateway.domain.snapshot import Readiness
 from tests.unit.scenes import adapter, config, openai, seen, up, vllm
 
@@ -31,12 +30,49 @@ def test_a_target_is_as_ready_as_its_upstream(state: UpstreamState, expected: Re
 
 
 def test_an_adapter_is_ready_where_it_is_held_and_loading_or_refused_elsewhere() -> None:
-    pirate = adapter("pirate", "a", "b", "c", refused={"c": "rank 64 > 16 in /srv/store/x"})
+    pirate = adapter("pirate", "a", "b", "c", held=["a"], refused={"c": "rank 64 > 16 in /srv/store/x"})
     observed = seen({"a": up("m", held=[pirate]), "b": up("m"), "c": up("m")}, pirate)
     targets = compile(config([vllm("a"), vllm("b"), vllm("c")]), observed, 1).routes["pirate"].targets
     assert [target.readiness for target in targets] == [Readiness.READY, Readiness.LOADING, Readiness.DOWN]
     assert targets[1].note == "the adapter 'pirate' is being loaded"
     assert "/srv" not in targets[2].note, "notes are for clients"
+
+
+def test_that_an_engine_lists_an_adapter_is_not_enough_to_send_it_requests() -> None:
+    """It may not have answered a probe yet, or is about to be unloaded."""
+    pirate = adapter("pirate", "a", phase=Phase.LOADING)
+    snapshot = compile(config([vllm("a")]), seen({"a": up("m", held=[pirate])}, pirate), 1)
+    assert [t.readiness for t in snapshot.routes["pirate"].targets] == [Readiness.LOADING]
+
+
+@pytest.mark.parametrize(
+    ("phase", "readiness", "note"),
+    [
+        (Phase.LOADING, Readiness.LOADING, "the adapter 'pirate' is being loaded"),
+        (Phase.UNLOADED, Readiness.LOADING, "the adapter 'pirate' is not loaded yet: it is loaded on first use"),
+        (Phase.FAILED, Readiness.DOWN, "the adapter 'pirate' has failed, the operator must look at it"),
+    ],
+)
+def test_an_adapter_that_no_engine_holds_is_waited_for_unless_it_cannot_come(
+    phase: Phase, readiness: Readiness, note: str
+) -> None:
+    pirate = adapter("pirate", "a", phase=phase)
+    (target,) = compile(config([vllm("a")]), seen({"a": up("m")}, pirate), 1).routes["pirate"].targets
+    assert (target.readiness, target.note) == (readiness, note)
+
+
+def test_an_adapter_that_is_refused_is_not_waited_for_while_its_engine_starts() -> None:
+    pirate = adapter("pirate", "local", phase=Phase.LOADING, refused={"local": "rank 64 > 16"})
+    snapshot = compile(config([ENGINE]), seen({"local": up("base", state=UpstreamState.STARTING)}, pirate), 1)
+    assert [t.readiness for t in snapshot.routes["pirate"].targets] == [Readiness.DOWN]
+
+
+def test_an_adapter_that_fits_nowhere_now_is_unavailable_and_not_unknown() -> None:
+    """As while the base model of an attached engine is not known yet."""
+    pirate = adapter("pirate", phase=Phase.LOADING)
+    snapshot = compile(config([vllm("a")]), seen({"a": up(state=UpstreamState.STARTING)}, pirate), 1)
+    assert snapshot.routes["pirate"].targets == ()
+    assert "pirate" not in snapshot.cards
 
 
 def test_notes_tell_clients_of_progress_and_not_of_the_operators_business() -> None:
@@ -69,6 +105,7 @@ def test_what_is_down_leaves_the_list_after_a_while_and_keeps_its_route(state: U
     assert list(snapshot.cards) == ["shared", "n"]
     assert {"m", "pirate"} < set(snapshot.routes)
     assert next_change(file, after) is None
+    assert next_change(config([vllm("b", when_down="keep")]), seen(down, now=0)) is None
 
 
 def test_models_that_are_configured_are_there_before_their_upstream_was_reached() -> None:
@@ -85,6 +122,8 @@ def test_models_that_are_configured_are_there_before_their_upstream_was_reached(
         (Phase.LOADING, True, True, True),
         (Phase.READY, True, True, True),
         (Phase.LOADING, False, True, False),
+        (Phase.UNLOADED, True, True, True),
+        (Phase.UNLOADED, False, True, False),
         (Phase.FAILED, True, True, False),
         (Phase.FAILED, False, False, False),
         (Phase.PENDING, False, False, False),
@@ -106,10 +145,3 @@ def test_names_of_models_belong_to_no_adapter() -> None:
     file = config([vllm("a", prefix="lab/")], models=[{"id": "own", "targets": [{"upstream": "a", "model": "m"}]}])
     observed = seen({"a": up("m", foreign=["theirs"])})
     assert model_names(file, observed) == {"own", "lab/m"}
-
-
-def test_the_same_moment_gives_the_same_snapshot() -> None:
-    pirate = adapter("pirate", "local")
-    file = config([ENGINE, openai("o", models=["gpt"], options=None)])
-    scene = seen({"local": up(ListedModel("base", context_length=2048), held=[pirate])}, pirate)
-    assert compile(file, scene, 3) == compile(file, scene, 3)
