@@ -55,17 +55,18 @@ def build(
 
     @app.get("/models")
     @app.get("/v1/models")
-    async def models() -> Response:
-        cards = b",".join(snapshots.current.cards.values())
+    async def models(request: Request) -> Response:
+        may_use = request.scope["principal"].may_use
+        cards = b",".join([card for name, card in snapshots.current.cards.items() if may_use(name)])
         return answers.raw(b'{"object":"list","data":[' + cards + b"]}")
 
     @app.get("/v1/models/{id:path}")
-    async def model(id: str) -> Response:
+    async def model(id: str, request: Request) -> Response:
         snapshot = snapshots.current
         card = snapshot.cards.get(id)
         if card is None and id in snapshot.routes:
             card = orjson.dumps({"id": id, "object": "model", "created": 0, "owned_by": "lora-gateway"})
-        if card is None:
+        if card is None or not request.scope["principal"].may_use(id):
             raise model_not_found(id)
         return answers.raw(card)
 
