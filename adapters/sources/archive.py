@@ -76,14 +76,13 @@ class _Budget:
 
 def _opened(archive: Path) -> BufferedReader:
     try:
-        file = os.open(archive, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(archive, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise refused(f"the archive cannot be opened ({os.strerror(error.errno or 0)})") from error
-    opened = os.fdopen(file, "rb")
-    if not stat.S_ISREG(os.fstat(file).st_mode):
-        opened.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise refused("the archive is not a regular file")
-    return opened
+    return os.fdopen(descriptor, "rb")
 
 
 def _members(file: BufferedReader, size: int, limit: int) -> Iterator[Member]:
