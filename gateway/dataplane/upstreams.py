@@ -152,6 +152,6 @@ class SnapshotHolder:
             self._waiting.pop(model).set()
 
     async def rerouted(self, route: Route) -> None:
-        """Returns when this is not how its name is routed."""
-        while self.current.routes.get(route.model) == route:
+        """Returns when this is not how its name is routed, or was not for a moment."""
+        if self.current.routes.get(route.model) == route:
             await self._waiting.setdefault(route.model, asyncio.Event()).wait()
