@@ -24,8 +24,9 @@ class AdapterAdmin(Protocol):
     """The life of adapters.  What is returned is JSON: a row is one version, an adapter its rows and where its name
     points to, an import what becomes of a source (schemas `AdapterVersion`, `Adapter`, `Import` of api/openapi.py).
 
-    `name` is within the grammar of names, `version` 12 to 64 hexadecimal digits.  `settings` holds those of `pinned` (bool), `load` ("eager", "lazy" or None for what the file
-    says) and `upstreams` (tuple of names, or None for wherever it fits) that were given.
+    `name` is within the grammar of names, `version` 12 to 64 hexadecimal digits.  `settings` holds those of `pinned`
+    (bool), `load` ("eager", "lazy" or None for what the file says) and `upstreams` (tuple of names, or None for
+    wherever it fits) that were given.
 
     All raise errors of gateway.domain.errors, with sentences for people: NotFound for what is not there, Conflict for a
     move that cannot be, InvalidRequest for a source or an upstream that cannot be.  A move that is returned from is

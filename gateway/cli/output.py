@@ -19,13 +19,13 @@ class Failure(Exception):
 def complain(*lines: str) -> None:
     """Prints to stderr.  Control characters are taken out: names from files and servers reach the terminal."""
     for line in lines:
-        sys.stderr.write(_printable(line) + "\n")
+        sys.stderr.write(printable(line) + "\n")
 
 
 def say(*lines: str) -> None:
     """Prints to stdout."""
     for line in lines:
-        sys.stdout.write(_printable(line) + "\n")
+        sys.stdout.write(printable(line) + "\n")
 
 
 def print_json(value: Any) -> None:
@@ -37,12 +37,13 @@ def print_table(headings: Sequence[str], rows: Iterable[Sequence[object]]) -> No
     """Prints a table as wide as the terminal; elsewhere nothing is cut or wrapped."""
     table = Table(*headings, box=None, pad_edge=False, header_style="bold", padding=(0, 2, 0, 0))
     for row in rows:
-        table.add_row(*(Text(_printable(str(cell)), overflow="fold") for cell in row))
+        table.add_row(*(Text(printable(str(cell)), overflow="fold") for cell in row))
     console = Console(file=sys.stdout, highlight=False, soft_wrap=False)
     if not console.is_terminal:
         console.width = 10_000
     console.print(table)
 
 
-def _printable(text: str) -> str:
+def printable(text: str) -> str:
+    """The text with its control characters written out."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
