@@ -13,7 +13,7 @@ from gateway.api import pages
 from gateway.api.edge import Edge
 from gateway.api.head import EdgeLimits
 from gateway.api.routes import RouteTable
-from gateway.controlplane.config import Config, Server
+from gateway.controlplane.config import Config
 from gateway.controlplane.plane import ControlPlane
 from gateway.controlplane.toolparsers import with_tool_parsers
 from gateway.dataplane.pipeline import Pipeline
@@ -63,7 +63,7 @@ class Gateway:
         await server.serve(
             cast(Any, self._edge),
             listener,
-            edge_limits(self._config.server),
+            edge_limits(self._config),
             stop=stop,
             on_refused=self.metrics.refused,
             on_listening=on_listening,
@@ -78,12 +78,14 @@ class Gateway:
         await self._plane.stop()
 
 
-def edge_limits(settings: Server) -> EdgeLimits:
-    """The server's settings as the guard's limits."""
+def edge_limits(config: Config) -> EdgeLimits:
+    """What the configuration says of one client, as the guard's limits."""
+    settings = config.server
     return EdgeLimits(
         header_timeout=settings.header_timeout,
         body_timeout=settings.body_timeout,
         max_body_bytes=settings.max_body_mib << 20,
+        max_upload_bytes=config.adapters.import_limits.max_mib << 20,
         keep_alive=round(settings.keep_alive),
         write_stall=settings.write_stall,
         max_connections=settings.max_connections,

@@ -65,6 +65,7 @@ _IMPORT = _object(
     total=_COUNTED,
     version={"type": ["string", "null"]},
     reason=_TEXT,
+    note={"type": "string", "description": "What people should know, such as which checkpoint is taken."},
 )
 
 

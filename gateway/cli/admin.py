@@ -35,7 +35,7 @@ class Admin:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._client.close()
 
     def rows(self, path: str) -> list[dict[str, Any]]:

@@ -45,7 +45,7 @@ class Client:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._client.close()
 
     def ask(self, adapter: str, messages: list[dict[str, Any]], max_tokens: int) -> Answer:

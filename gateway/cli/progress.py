@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-from gateway.cli.output import complain
+from gateway.cli.output import complain, printable
 
 
 class Steps:
@@ -28,7 +28,7 @@ class Steps:
         elif self._task is None or name != self._name:
             if self._task is not None:
                 self._bar.update(self._task, total=1, completed=1)
-            self._task = self._bar.add_task(name, total=total, completed=done)
+            self._task = self._bar.add_task(printable(name), total=total, completed=done)
         else:
             self._bar.update(self._task, total=total, completed=done)
         self._name = name
@@ -42,9 +42,9 @@ def steps() -> Iterator[Steps]:
         yield Steps(None)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console) as bar:

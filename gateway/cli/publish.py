@@ -67,6 +67,8 @@ def add(
             begun = _upload(admin, name, Path(source), given, progress)
         if wait:
             begun = _followed(admin, begun, progress)
+            if begun["note"]:
+                complain(f"note: {begun['note']}")
             if begun["phase"] == "Ready":
                 begun = _row(admin, name, begun["version"], promote, progress)
     _tell(begun, as_json)

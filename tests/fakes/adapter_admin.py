@@ -141,7 +141,7 @@ class MemoryAdapters:
         digest = hashlib.sha256(content).hexdigest()
         begun = {
             "id": f"{len(self.begun) + 1:08x}", "name": name, "phase": "Ready", "done": len(content), "total": None,
-            "version": digest[:12], "reason": "",
+            "version": digest[:12], "reason": "", "note": f"what {name} is made of" if name == "ship" else "",
         }  # fmt: skip
         self.begun[begun["id"]] = begun
         if (reason := self.broken.get(content.decode("latin-1"))) is not None:

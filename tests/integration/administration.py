@@ -64,7 +64,12 @@ class Administered:
 
     def offer(self, *models: str) -> None:
         """These are the public names."""
-        cards = {name: orjson.dumps({"id": name, "object": "model", "status": {"value": "loaded"}}) for name in models}
+        cards = {
+            name: orjson.dumps(
+                {"id": name, "object": "model", "created": 0, "owned_by": "x", "status": {"value": "loaded"}}
+            )
+            for name in models
+        }
         routes = {name: Route(name, ()) for name in models}
         keys = {sha256(key.encode()).digest(): principal for key, principal in KEYS.items()}
         self.snapshots.publish(

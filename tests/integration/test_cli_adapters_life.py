@@ -59,6 +59,8 @@ async def test_a_source_elsewhere_is_only_named(running):
     assert done.returncode == 0
     record = running.adapters.records["pirate"]
     assert (record.versions[0].source, record.load) == ("hf://crew/pirate@main", "eager")
+    noted = await typed(running, "add", "ship", "hf://crew/ship")
+    assert noted.stderr == "note: what ship is made of\n"
 
 
 async def test_a_later_version_waits_for_its_promotion(running):
