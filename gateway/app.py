@@ -13,6 +13,7 @@ from gateway.api import pages
 from gateway.api.edge import Edge
 from gateway.api.head import EdgeLimits
 from gateway.api.routes import RouteTable
+from gateway.controlplane.admin import AdapterAdmin
 from gateway.controlplane.config import Config
 from gateway.controlplane.plane import ControlPlane
 from gateway.controlplane.toolparsers import with_tool_parsers
@@ -32,14 +33,11 @@ class Gateway:
         self._config = config
         self.metrics = Metrics()
         self.snapshots = SnapshotHolder()
+        self._upstreams = Upstreams(idle=self._idle)
         self._plane = ControlPlane(
-            config,
-            environ,
-            publish=self.snapshots.publish,
-            in_use=lambda upstream, adapter: self._upstreams.in_use[upstream, adapter],
-            metrics=self.metrics,
+            config, environ, publish=self.snapshots.publish, traffic=self._upstreams, metrics=self.metrics
         )
-        self._upstreams = Upstreams(idle=self._plane.idle)
+        self._admin = AdapterAdmin(self._plane, config)
         self.pipeline = Pipeline(
             self.snapshots,
             self._upstreams,
@@ -50,7 +48,7 @@ class Gateway:
         )
         self._edge = Edge(
             self.pipeline,
-            pages.build(self.snapshots, self.metrics, self._plane, self.pipeline.draining),
+            pages.build(self.snapshots, self.metrics, self._plane, self.pipeline.draining, self._admin),
             self.snapshots,
             self.metrics,
             RouteTable(),
@@ -59,6 +57,7 @@ class Gateway:
 
     async def serve(self, listener: socket.socket, stop: server.Stop, on_listening: Callable[[str, int], None]) -> None:
         """Serves until `stop` is asked.  Routing stops before engines do."""
+        await self._admin.start()
         await self._plane.start()
         await server.serve(
             cast(Any, self._edge),
@@ -73,13 +72,17 @@ class Gateway:
             drain_timeout=self._config.server.drain_timeout,
         )
 
+    def _idle(self, upstream: str, adapter: str) -> None:
+        self._plane.idle(upstream, adapter)
+
     async def _shutdown(self) -> None:
         self._upstreams.close()
+        await self._admin.close()
         await self._plane.stop()
 
 
 def edge_limits(config: Config) -> EdgeLimits:
-    """What the configuration says of one client, as the guard's limits."""
+    """The file's settings as the guard's limits."""
     settings = config.server
     return EdgeLimits(
         header_timeout=settings.header_timeout,

@@ -77,7 +77,8 @@ def config_text(config: Mapping[str, Any] | str, folder: Path) -> str:
     """The configuration with what every test wants: keys, a free port, a store of its own."""
     if isinstance(config, str):
         return config
-    whole = {"auth": AUTH, "adapters": {"store": str(folder / "store")}, **config}
+    storage = {"url": f"sqlite:///{folder}/gateway.db"}
+    whole = {"auth": AUTH, "storage": storage, "adapters": {"store": str(folder / "store")}, **config}
     whole["server"] = {"port": 0, "drain_timeout": 1, **whole.get("server", {})}
     return yaml.safe_dump(whole)
 

@@ -25,8 +25,6 @@ class Administration(Protocol):
 
     def upstreams(self) -> list[dict[str, Any]]: ...
 
-    def adapters(self) -> list[dict[str, Any]]: ...
-
     def config(self) -> dict[str, Any]: ...
 
 
@@ -35,7 +33,7 @@ def build(
     metrics: Metrics,
     administration: Administration,
     draining: Callable[[], bool],
-    admin: adapters.AdapterAdmin | None = None,
+    admin: adapters.AdapterAdmin,
 ) -> FastAPI:
     """The FastAPI application.  Access was decided before it is called (api/routes.py)."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -106,15 +104,8 @@ def build(
     async def config() -> Response:
         return answers.page(administration.config())
 
-    if admin is None:
-
-        @app.get("/admin/v1/adapters")
-        async def rows() -> Response:
-            return answers.rows(administration.adapters())
-
-    else:
-        adapters.routes(app, admin)
-        llamacpp.routes(app, snapshots, admin)
+    adapters.routes(app, admin)
+    llamacpp.routes(app, snapshots, admin)
     return app
 
 

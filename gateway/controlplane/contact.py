@@ -34,7 +34,7 @@ class Reply:
 
 class Contact:
     """One upstream's HTTP client, for its own origin only: no redirect, no proxy from the environment, no cookie kept
-    from another.  Use it as an async context manager."""
+    from another.  Use it as an async context manager, for one request at a time."""
 
     def __init__(self, upstream: Upstream) -> None:
         host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
@@ -55,7 +55,7 @@ class Contact:
         Raises Unanswered, of which Slow is one.
         """
         if self._client is None:
-            self._client = self._open()
+            self._client = await self._open()
         headers = {"content-type": "application/json"} if body is not None else {}
         try:
             async with (
@@ -77,14 +77,20 @@ class Contact:
         except (httpx2.HTTPError, httpx2.InvalidURL) as error:
             raise Unanswered(f"{self._origin}: {error or type(error).__name__}") from error
 
-    def _open(self) -> httpx2.AsyncClient:
+    async def _open(self) -> httpx2.AsyncClient:
+        if self._upstream.scheme == "https":
+            tls = await asyncio.to_thread(
+                _tls, self._upstream
+            )  # reads all authorities; requests should not wait for it
+        else:
+            tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used, and cheaper than the client's own default
         return httpx2.AsyncClient(
             # Unpacking could blow a small answer up without bound, so none is asked for.
             headers={
                 "accept-encoding": "identity",
                 **{name: value.reveal() for name, value in self._upstream.headers},
             },
-            verify=_tls(self._upstream),
+            verify=tls,
             timeout=httpx2.Timeout(None, connect=_CONNECT),  # the rest is bounded as a whole
             limits=httpx2.Limits(max_connections=4, keepalive_expiry=_KEEP_ALIVE),
             follow_redirects=False,
@@ -93,8 +99,6 @@ class Contact:
 
 
 def _tls(upstream: Upstream) -> ssl.SSLContext:
-    if upstream.scheme != "https":
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # never used, and cheaper than one that reads the authorities
     try:
         return ssl.create_default_context(cafile=upstream.ca_file)
     except OSError as error:

@@ -69,6 +69,10 @@ class Phase(StrEnum):
     FAILED = "Failed"
 
 
+#: Phases of versions that answer, or are loaded when they are asked for.
+_ASKABLE = (Phase.LOADING, Phase.READY, Phase.UNLOADED, Phase.DRAINING)
+
+
 @dataclass(frozen=True, slots=True)
 class AdapterStatus:
     """One version of an adapter.
@@ -102,7 +106,7 @@ class AdapterStatus:
     def routed(self) -> bool:
         """Whether requests may name it: on its way, serving, loaded when it is asked for, or as long as its plain name
         points to it."""
-        return self.current or self.phase in (Phase.LOADING, Phase.READY, Phase.UNLOADED)
+        return self.current or (self.phase in _ASKABLE and bool(self.upstreams))
 
 
 @dataclass(frozen=True, slots=True)

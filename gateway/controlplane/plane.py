@@ -11,31 +11,48 @@ at one moment are one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-import os
 import secrets
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
+from adapters.job import Limits
 from gateway.backends import BACKENDS
-from gateway.controlplane.compiler import compile, model_names, next_change, upstream_record
+from gateway.controlplane import lora
+from gateway.controlplane.compiler import Compiler, model_names, next_change, upstream_record
 from gateway.controlplane.config import Config, UpstreamSettings
+from gateway.controlplane.copies import Copies, store_of
+from gateway.controlplane.desired import AdapterRecord, promoted, rolled_back
+from gateway.controlplane.drift import View
 from gateway.controlplane.engines import Engine, EngineMetrics, EngineState, EngineStatus
+from gateway.controlplane.folders import Folders
+from gateway.controlplane.imports import Imports
+from gateway.controlplane.intake import Intake
+from gateway.controlplane.lives import Lives
 from gateway.controlplane.observed import AdapterStatus, Observed, UpstreamState, UpstreamStatus
 from gateway.controlplane.probes import Probe, Seen
-from gateway.controlplane.reconciler import Reconciler, View
+from gateway.controlplane.reconciler import Reconciler
+from gateway.controlplane.records import Records
 from gateway.controlplane.registry import Registry, hub_cache
+from gateway.controlplane.residence import Residence, Traffic
+from gateway.controlplane.residency import room
 from gateway.controlplane.sizing import engine_spec
-from gateway.controlplane.versions import Host, Version, all_held_against, held_against, point, statuses, wanted
-from gateway.domain.snapshot import EMPTY, Snapshot
+from gateway.controlplane.storage import Storage
+from gateway.controlplane.versions import Holding, Host, Standing, due, kept
+from gateway.domain.snapshot import EMPTY, Snapshot, Upstream
 
 log = logging.getLogger("gateway.plane")
 
 _GRACE = 30.0  # seconds between the last wish for an adapter and its unloading
+_FIRST_LOOK = 60.0  # seconds that taking up what folders hold may hold up the start
+_JUDGING = 2.0  # seconds between two looks for base models that were not on this machine
+_COLLECTING = 60.0  # seconds between two collections of what the store holds in vain
 _AGAIN = 1.0  # seconds until a part starts again that a fault of ours ended
 _STOP_MARGIN = 5.0  # seconds beyond its own limit that an engine gets to end
 _STATIC = Seen(UpstreamState.UP)
@@ -56,9 +73,8 @@ class PlaneMetrics(EngineMetrics, Protocol):
 class ControlPlane:
     """Runs the engines, watches upstreams and adapters, and calls `publish` with each new snapshot.
 
-    `environ` is the gateway's environment, of which engines get little.  `in_use` tells how many requests, from
-    admission to settlement, an adapter (`name@version`) has on an upstream; one that nobody wants is unloaded `grace`
-    seconds later at the soonest.
+    `environ` is the gateway's environment, of which engines get little.  `traffic` is what the data plane knows of
+    adapters; a version that no record names is unloaded `grace` seconds later at the soonest.
     """
 
     def __init__(
@@ -67,21 +83,42 @@ class ControlPlane:
         environ: Mapping[str, str],
         *,
         publish: Callable[[Snapshot], None],
-        in_use: Callable[[str, str], int],
+        traffic: Traffic,
         metrics: PlaneMetrics,
         grace: float = _GRACE,
     ) -> None:
         self._config = config
+        self._settings = {upstream.name: upstream for upstream in config.upstreams}
         self._environ = environ
         self._publish = publish
+        self._traffic = traffic
         self._metrics = metrics
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._engines: dict[str, Engine] = {}
-        self._store = os.path.join(config.adapters.store.resolve(), "")
-        self._registry = Registry(
-            config.adapters, changed=self._changed.set, clock=time.monotonic, hub=hub_cache(environ)
+        self._storage: Storage | None = None
+        self.registry = Registry(
+            config.adapters.store,
+            hub=hub_cache(environ),
+            default_load=config.adapters.load,
+            changed=self._changed.set,
         )
+        limits = config.adapters.import_limits
+        imports = Imports(
+            config.adapters.store,
+            environ,
+            limits=Limits(limits.max_mib << 20, limits.timeout, limits.memory_mib << 20),
+        )
+        self.intake = Intake(self.registry, imports, config.adapters.keep_versions, self.hosts)
+        self.folders = Folders(
+            config.adapters,
+            self.registry,
+            self.intake,
+            hosts=self.hosts,
+            changed=self._changed.set,
+            clock=time.monotonic,
+        )
+        self.residence = Residence(config.adapters, traffic, grace=grace, clock=time.monotonic)
         self._probes = {
             upstream.name: Probe(
                 upstream.name,
@@ -89,6 +126,7 @@ class ControlPlane:
                 upstream.poll_interval,
                 changed=self._changed.set,
                 jitter=lambda: 0.9 + secrets.randbelow(200) / 1000,
+                identify=lora.version if upstream.kind == "vllm" else None,
             )
             for upstream in config.upstreams
             if not _is_static(upstream)
@@ -98,40 +136,56 @@ class ControlPlane:
                 upstream.name,
                 view=partial(self._view, upstream),
                 refresh=self._probes[upstream.name].refresh,
-                in_use=partial(in_use, upstream.name),
+                verify=self.registry.verify,
+                place=traffic.reserve,
+                in_use=partial(traffic.users, upstream.name),
                 changed=self._changed.set,
                 clock=time.monotonic,
                 grace=grace,
             )
             for upstream in config.upstreams
-            if upstream.kind == "vllm" and config.adapters.sources
+            if upstream.kind == "vllm"
         }
+        self._compiler = Compiler(config)
         # What the published snapshot was compiled from, and what follows from it; replaced together.
         self._snapshot = EMPTY
         unseen = {upstream.name: UpstreamStatus(UpstreamState.STARTING, 0.0) for upstream in config.upstreams}
         self._observed = Observed(unseen, started=int(time.time()))
-        self._current: Mapping[str, Version] = MappingProxyType({})
-        self._desired: Mapping[str, Mapping[str, str]] = MappingProxyType({})
+        self._standings: Mapping[str, Standing] = MappingProxyType({})
         self._hosted: Mapping[str, Host] = MappingProxyType({})
+        self._lives = Lives()
+        self._waited_for = False
+        self._looked: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
-        """Starts everything.  Returns when a snapshot is published; engines boot on, and upstreams are asked."""
-        ranks = None
+        """Starts everything.  Returns when a snapshot is published; engines boot on, and upstreams are asked.
+
+        Raises StorageError, OSError.
+        """
+        self._storage = await Storage.open(self._config.storage.url)
+        await self.registry.open(Records(self._storage))
+        await self.registry.survey(self.hosts().values())
         if self._config.adapters.sources:
-            self._registry.place(self._hosts())
-            await self._registry.look()  # an engine is made to hold what is there
-            ranks = self._registry.ranks
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST_LOOK):
+                    await self.folders.look()  # an engine is made to hold what is there
         for upstream in self._config.upstreams:
             if upstream.engine is not None:
-                spec = engine_spec(upstream, upstream.engine, ranks)
+                spec = engine_spec(upstream, upstream.engine, self._ranks())
                 self._engines[upstream.name] = Engine(
                     spec, self._environ, on_change=lambda _: self._changed.set(), metrics=self._metrics
                 )
             elif upstream.name in self._probes:
                 self._probes[upstream.name].retarget(upstream_record(self._config, upstream))
         await asyncio.gather(*(engine.start() for engine in self._engines.values()))
-        self._advance()
+        self.advance()
         self._task = asyncio.create_task(self._run(), name="control plane")
+
+    def _ranks(self) -> list[int] | None:
+        """Of the adapters that engines are to hold; None: they run without, somewhat faster."""
+        if "adapters" not in self._config.model_fields_set and not self.registry.records:
+            return None
+        return [version.rank for record in self.registry.records.values() for version in kept(record)[:1]]
 
     async def stop(self) -> None:
         """Ends everything, the engines last and side by side.  Whoever serves requests has stopped before."""
@@ -139,21 +193,33 @@ class ControlPlane:
             self._task.cancel()
             await asyncio.wait({self._task})
         await asyncio.gather(*(_stop(engine) for engine in self._engines.values()))
+        if self._storage is not None:
+            await self._storage.close()
+
+    def demand(self, adapter: str) -> None:
+        """A request waits for an adapter (`name@version`)."""
+        self.residence.demand(adapter)
+        self._changed.set()
+
+    @contextlib.contextmanager
+    def calling(self, adapter: str) -> Iterator[None]:
+        """Somebody waits for an adapter who is no request."""
+        with self.residence.calling(adapter):
+            self._changed.set()
+            yield
+
+    def idle(self, upstream: str, adapter: str) -> None:
+        """The last request that an adapter had on an upstream has ended."""
+        standing = self._standings.get(upstream)
+        if standing is not None and adapter not in standing.residents:
+            self._reconcilers[upstream].wake()
+        elif self._waited_for or adapter not in self.registry.index.kept:
+            self._changed.set()  # there may be room now, or it is not needed any more
 
     def suspect(self, name: str) -> None:
         """An upstream could not be reached, or has lost a model: it is asked at once."""
         if (probe := self._probes.get(name)) is not None:
             probe.suspect()
-
-    def demand(self, adapter: str) -> None:
-        """A request waits for this adapter (`name@version`)."""
-        if not any(adapter in desired for desired in self._desired.values()):
-            self._changed.set()
-
-    def idle(self, upstream: str, adapter: str) -> None:
-        """The last request to this adapter on this upstream has ended."""
-        if adapter not in self._desired.get(upstream, {}) and (reconciler := self._reconcilers.get(upstream)):
-            reconciler.wake()
 
     def upstreams(self) -> list[dict[str, Any]]:
         """The upstreams as `/admin/v1/upstreams` shows them."""
@@ -172,21 +238,21 @@ class ControlPlane:
             )
         return rows
 
-    def adapters(self) -> list[dict[str, Any]]:
-        """The versions of the adapters as `/admin/v1/adapters` shows them."""
-        return [
-            {
-                "name": adapter.name,
-                "version": adapter.version,
-                "digest": adapter.digest,
-                "phase": adapter.phase.value,
-                "reason": adapter.reason,
-                "base": adapter.base,
-                "upstreams": list(adapter.upstreams),
-                "current": adapter.current,
-            }
-            for adapter in self._observed.adapters
-        ]
+    @property
+    def observed(self) -> Observed:
+        """What the published snapshot was compiled from."""
+        return self._observed
+
+    @property
+    def standings(self) -> Mapping[str, Standing]:
+        """How each engine stands, by upstream."""
+        return self._standings
+
+    async def changed(self) -> None:
+        """Returns after the next look at everything."""
+        if self._looked is None:
+            self._looked = asyncio.get_running_loop().create_future()
+        await asyncio.shield(self._looked)
 
     def config(self) -> dict[str, Any]:
         """The configuration, without its secrets."""
@@ -199,8 +265,11 @@ class ControlPlane:
                 group.create_task(self._keep(f"the probe of {name}", probe.run))
             for name, reconciler in self._reconcilers.items():
                 group.create_task(self._keep(f"the reconciler of {name}", reconciler.run))
+            if self._reconcilers:
+                group.create_task(self._keep("the judge of adapters", self._judge))
+                group.create_task(self._keep("the collector of adapters", self._collect))
             if self._config.adapters.sources:
-                group.create_task(self._keep("the registry", self._registry.run))
+                group.create_task(self._keep("the watcher of folders", self.folders.run))
 
     async def _keep(self, part: str, run: Callable[[], Awaitable[None]]) -> None:
         """The one boundary: a fault of ours in one part is logged in full, and the part starts again."""
@@ -214,43 +283,79 @@ class ControlPlane:
     async def _follow(self) -> None:
         while True:
             self._changed.clear()
-            due = self._advance()
+            wait = self.advance()
+            if await self._move_on():
+                continue
             try:
-                async with asyncio.timeout(due):
+                async with asyncio.timeout(wait):
                     await self._changed.wait()
             except TimeoutError:
                 pass
 
-    def _advance(self) -> float | None:
+    async def _move_on(self) -> bool:
+        """Moves the names whose next version is ready."""
+        moved = False
+        for name, record in self.registry.records.items():
+            if record.next is not None and (digest := due(record, self._standings)) is not None:
+                await self.registry.move(name, partial(_promoted_to, digest))
+                moved = True
+        return moved
+
+    async def _judge(self) -> None:
+        """Holds versions against base models that appear, for as long as there are engines."""
+        while True:
+            await self.registry.survey(self.hosts().values())
+            await asyncio.sleep(_JUDGING)
+
+    async def _collect(self) -> None:
+        grace = self._config.adapters.gc_grace
+        while True:
+            await asyncio.sleep(min(_COLLECTING, grace))
+            if (held := self._held_somewhere()) is not None:
+                await self.registry.collect(held, grace)
+
+    def _held_somewhere(self) -> frozenset[str] | None:
+        """The digests that an engine may still read; None while an engine was never asked what it has."""
+        digests = set()
+        for name in self._reconcilers:
+            seen = self._probes[name].seen
+            if name not in self._engines and seen.state is UpstreamState.STARTING and not seen.models:
+                return None
+            digests |= {Path(model.root).name for model in seen.models if model.parent is not None and model.root}
+        return frozenset(digests)
+
+    def advance(self) -> float | None:
         """Brings everything that follows from what is observed up to now; seconds until that changes by itself.
 
         Nothing of it is kept unless the whole succeeds: what the reconcilers work towards is what is published.
         """
         upstreams = {upstream.name: self._observe(upstream) for upstream in self._config.upstreams}
-        hosts = self._hosts()
-        self._registry.place(hosts)
-        known = all_held_against(self._registry.known, hosts)
-        before = {name: held_against(version, hosts) for name, version in self._current.items()}
-        troubles = {name: reconciler.troubles for name, reconciler in self._reconcilers.items()}
+        hosts = self.hosts()
         observed = Observed(MappingProxyType(upstreams), now=time.monotonic(), started=self._observed.started)
         taken = model_names(self._config, observed)
-        servable = {name: entry for name, entry in known.items() if name not in taken}
-        current = point(before, servable, upstreams, troubles)
-        desired = {name: wanted(name, servable, current) for name in self._reconcilers}
-        everywhere = {adapter for adapters in desired.values() for adapter in adapters}
-        leaving = {adapter for name in desired for adapter in self._ours(name) - everywhere}
-        adapters = statuses(known, current, upstreams, troubles, leaving=leaving, taken=taken)
-        observed = replace(observed, adapters=adapters)
-        snapshot = compile(self._config, observed, self._snapshot.version + 1)
-        if not _same(snapshot, self._snapshot):
+        holdings = {name: self._holding(name, upstreams[name]) for name in self._reconcilers}
+        standings = self.residence.standings(upstreams, hosts, holdings, self.registry.index, taken)
+        waiting = self.residence.waiting()
+        adapters = self._lives.look(self.registry, standings, self.folders.arrivals, taken, waiting)
+        salts = {name: record.salt for name, record in self.registry.records.items() if record.salt}
+        observed = replace(observed, adapters=adapters, salts=salts)
+        snapshot = self._compiler.compile(observed)
+        if snapshot is not self._snapshot:
             self._publish(snapshot)
             self._snapshot = snapshot
         self._measure(self._observed, observed)
-        self._observed, self._current, self._desired, self._hosted = observed, current, desired, hosts
+        moved = hosts != self._hosted
+        self._observed, self._standings, self._hosted = observed, standings, hosts
+        self._waited_for = bool(waiting)
+        if moved:
+            self.folders.wake()
         for reconciler in self._reconcilers.values():
             reconciler.wake()
-        change = next_change(self._config, observed)
-        return None if change is None else change - observed.now
+        if self._looked is not None:
+            self._looked.set_result(None)
+            self._looked = None
+        changes = [at for at in (next_change(self._config, observed), self.residence.changes_at) if at is not None]
+        return max(0.0, min(changes) - time.monotonic()) if changes else None
 
     def _observe(self, upstream: UpstreamSettings) -> UpstreamStatus:
         name = upstream.name
@@ -260,44 +365,73 @@ class ControlPlane:
             endpoint = engine.endpoint
             probe.retarget(upstream_record(self._config, upstream, endpoint) if endpoint is not None else None)
         seen = _STATIC if probe is None else probe.seen
-        status = _status(seen, engine, time.monotonic())
+        max_loras = self._engines[name].spec.max_loras if name in self._engines else 0
+        status = _status(seen, engine, max_loras, time.monotonic())
         before = self._observed.upstreams.get(name)
         return replace(status, since=before.since) if before is not None and before.state is status.state else status
 
-    def _hosts(self) -> Mapping[str, Host]:
+    def hosts(self) -> Mapping[str, Host]:
         """The engines that may hold adapters, as far as their base model is known."""
         hosts = {}
         for upstream in self._config.upstreams:
             if upstream.kind != "vllm":
                 continue
-            if (settings := upstream.engine) is not None:
-                running = self._engines.get(upstream.name)
-                limit = settings.max_lora_rank if running is None else running.spec.max_lora_rank
-                hosts[upstream.name] = Host(settings.model, limit)
-            elif base := next((m for m in self._probes[upstream.name].seen.models if m.parent is None), None):
-                hosts[upstream.name] = Host(base.root or base.id)
+            seen = self._probes[upstream.name].seen
+            if (engine := upstream.engine) is not None:
+                if (running := self._engines.get(upstream.name)) is None:  # it is made for what is found now
+                    hosts[upstream.name] = self._host(engine.model, engine.max_lora_rank, 0, upstream)
+                elif (spec := running.spec).max_loras:
+                    hosts[upstream.name] = self._host(engine.model, spec.max_lora_rank, spec.max_cpu_loras, upstream)
+            elif base := next((m for m in seen.models if m.parent is None), None):
+                limits = upstream.adapters
+                hosts[upstream.name] = self._host(
+                    base.root or base.id, limits.max_lora_rank, limits.max_cpu_loras or 0, upstream
+                )
         return hosts
 
-    def _view(self, upstream: UpstreamSettings) -> View | None:
-        """What the reconciler of this upstream is to do.  The list is the probe's newest; what is wanted is what was
-        published, so that nothing is unloaded that a request may still be sent to.  None also while what was published
-        was meant for another base model."""
-        status = self._observed.upstreams[upstream.name]
-        seen = self._probes[upstream.name].seen
-        if status.state is not UpstreamState.UP or seen.state is not UpstreamState.UP:
-            return None
-        if self._hosts().get(upstream.name) != self._hosted.get(upstream.name):
-            return None
-        record = upstream_record(self._config, upstream, status.endpoint)
-        listed = frozenset(model.id for model in seen.models if model.parent is not None)
-        return View(record, listed, self._ours(upstream.name), self._desired.get(upstream.name, {}))
+    def _host(self, model: str, max_lora_rank: int | None, capacity: int, upstream: UpstreamSettings) -> Host:
+        ours = self._reconcilers[upstream.name].since
+        theirs = sum(adapter not in ours for adapter in self._listed(upstream.name))
+        return Host(model, max_lora_rank, self.registry.fingerprint(model), room(capacity, theirs))
 
-    def _ours(self, upstream: str) -> frozenset[str]:
-        """The adapters that the engine read from the gateway's store."""
-        return frozenset(
-            model.id
-            for model in self._probes[upstream].seen.models
-            if model.parent is not None and model.root is not None and model.root.startswith(self._store)
+    def _listed(self, upstream: str) -> Mapping[str, str]:
+        """Adapter → where the engine says that it has read it."""
+        return {m.id: m.root or "" for m in self._probes[upstream].seen.models if m.parent is not None}
+
+    def _record(self, name: str, status: UpstreamStatus) -> Upstream:
+        return upstream_record(self._config, self._settings[name], status.endpoint, status.max_loras)
+
+    def _holding(self, name: str, status: UpstreamStatus) -> Holding:
+        """What the engine has of ours now: what it has lost since its reconciler looked is not there."""
+        reconciler = self._reconcilers[name]
+        if status.state is not UpstreamState.UP:
+            return Holding(troubles=reconciler.troubles)
+        listed = self._listed(name)
+        proven = reconciler.proven(self._record(name, status), self._probes[name].seen.life)
+        since = {adapter: at for adapter, at in reconciler.since.items() if adapter in listed}
+        return Holding(since, frozenset(proven & since.keys()), reconciler.troubles)
+
+    def _view(self, upstream: UpstreamSettings) -> View | None:
+        """What the reconciler of this upstream is to do.  The list is the probe's newest; what is to be held is what
+        was published, so that nothing is unloaded that a request may still be sent to.  None also while what was
+        published was meant for another base model."""
+        name = upstream.name
+        status, standing = self._observed.upstreams[name], self._standings.get(name)
+        seen = self._probes[name].seen
+        if status.state is not UpstreamState.UP or seen.state is not UpstreamState.UP or standing is None:
+            return None
+        host = self.hosts().get(name)
+        if standing.host is None or host is None or host.model != standing.host.model:
+            return None
+        return View(
+            upstream=self._record(name, status),
+            life=seen.life,
+            steady=lora.steady(seen.version),
+            listed=self._listed(name),
+            store=store_of(upstream, self.registry.store.root),
+            residents=tuple(standing.residents),
+            copies=Copies(self.registry.index, upstream, store_of(upstream, self.registry.store.root)),
+            room=host.room,
         )
 
     def _measure(self, before: Observed, now: Observed) -> None:
@@ -316,7 +450,7 @@ class ControlPlane:
         if engine is not None:
             spec = engine.spec
             return {"model": spec.model, "max_lora_rank": spec.max_lora_rank, "restarts": engine.status.restarts}
-        host = self._hosts().get(name)
+        host = self.hosts().get(name)
         return None if host is None else {"model": host.model, "max_lora_rank": host.max_lora_rank, "restarts": None}
 
 
@@ -325,7 +459,7 @@ def _is_static(upstream: UpstreamSettings) -> bool:
     return upstream.kind == "openai" and upstream.models is not None
 
 
-def _status(seen: Seen, engine: EngineStatus | None, now: float) -> UpstreamStatus:
+def _status(seen: Seen, engine: EngineStatus | None, max_loras: int, now: float) -> UpstreamStatus:
     """The upstream, from what it answers and, for an engine of the gateway's own, from what its process does."""
     state, message, progress, endpoint = seen.state, seen.message, "", None
     if engine is not None:
@@ -335,16 +469,18 @@ def _status(seen: Seen, engine: EngineStatus | None, now: float) -> UpstreamStat
             state = {EngineState.FAILED: UpstreamState.FAILED, EngineState.STOPPED: UpstreamState.DOWN}.get(
                 engine.state, UpstreamState.STARTING
             )
-    return UpstreamStatus(state, now, message, progress, seen.models, endpoint)
+    return UpstreamStatus(state, now, message, progress, seen.models, endpoint, max_loras)
+
+
+def _promoted_to(digest: str, record: AdapterRecord | None) -> AdapterRecord | None:
+    """Going to the version before is going back, so that the one that is left is not what comes before it."""
+    if record is None or record.next != digest:
+        return record  # somebody else was faster
+    return rolled_back(record) if record.history[-1:] == (digest,) else promoted(record, digest)
 
 
 def _phases(adapters: tuple[AdapterStatus, ...]) -> dict[tuple[str, str], str]:
     return {(adapter.name, adapter.version): adapter.phase.value for adapter in adapters}
-
-
-def _same(one: Snapshot, other: Snapshot) -> bool:
-    """Whether both would serve and list the same."""
-    return replace(one, version=other.version) == other and list(one.cards) == list(other.cards)
 
 
 async def _stop(engine: Engine) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
 from gateway.backends.base import Discovery
@@ -27,11 +27,17 @@ _MAX_NAME = 256  # characters of a model's name
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What the rounds so far have shown.  `models`: the last list that came, also while nothing answers."""
+    """What the rounds so far have shown.  `models`: the last list that came, also while nothing answers.
+
+    `version`: of its software, "" where it is not known.  `life`: another number is perhaps another process, because it
+    was down in between, or has another address or version; what the one before it had says nothing then.
+    """
 
     state: UpstreamState = UpstreamState.STARTING
     message: str = ""
     models: tuple[ListedModel, ...] = ()
+    version: str = ""
+    life: int = 0
 
 
 class NoList(Exception):
@@ -41,7 +47,8 @@ class NoList(Exception):
 class Probe:
     """Watches one upstream: never two rounds at once, at once when asked, otherwise every `interval` seconds.
 
-    `changed` is called when `seen` has changed; `jitter` gives a factor around 1 that keeps many probes apart.
+    `changed` is called when `seen` has changed; `jitter` gives a factor around 1 that keeps many probes apart;
+    `identify` asks for the version of its software, and is "" where it gives none.
     """
 
     def __init__(
@@ -52,6 +59,7 @@ class Probe:
         *,
         changed: Callable[[], None],
         jitter: Callable[[], float],
+        identify: Callable[[Contact, Upstream], Awaitable[str]] | None = None,
     ) -> None:
         self.name = name
         self.seen = Seen()
@@ -59,6 +67,7 @@ class Probe:
         self._interval = interval
         self._changed = changed
         self._jitter = jitter
+        self._identify = identify
         self._upstream: Upstream | None = None
         self._failures = 0
         self._due = 0.0  # the loop's clock
@@ -74,7 +83,7 @@ class Probe:
         self._upstream = upstream
         self._failures = 0
         self._due = 0.0
-        self._see(replace(self.seen, state=UpstreamState.STARTING, message=""))
+        self._see(replace(self.seen, state=UpstreamState.STARTING, message="", version="", life=self.seen.life + 1))
         self._release()
         self._wake.set()
 
@@ -137,13 +146,14 @@ class Probe:
         if self._failures < patience and self.seen.state is not UpstreamState.DOWN:
             log.info("upstream %s failed a probe: %s", self.name, seen.message)
         else:
-            self._see(seen)
+            self._see(_counted(self.seen, seen))
 
     async def _ask(self, contact: Contact, upstream: Upstream) -> tuple[Seen, int]:
         """One round: what was seen, and how many of its kind in a row count; 0: it is no failure."""
         try:
             async with asyncio.timeout(_ROUND):
                 models = _steady(self.seen.models, await models_of(contact, self._discover(upstream)))
+                told = "" if self._identify is None else await self._identify(contact, upstream)
         except TimeoutError:
             return self._down(f"its list of models took more than {_ROUND:g} s"), _SLOW_FAILURES
         except Slow as error:
@@ -152,11 +162,13 @@ class Probe:
             return self._down(str(error)), _FAILURES
         except NoList as error:
             # It lives; whether it serves, the next request shows.
-            return Seen(UpstreamState.UP, str(error), self.seen.models), 0
-        return Seen(UpstreamState.UP, "", models), 0
+            return replace(self.seen, state=UpstreamState.UP, message=str(error)), 0
+        return replace(
+            self.seen, state=UpstreamState.UP, message="", models=models, version=told or self.seen.version
+        ), 0
 
     def _down(self, message: str) -> Seen:
-        return Seen(UpstreamState.DOWN, message, self.seen.models)
+        return replace(self.seen, state=UpstreamState.DOWN, message=message)
 
     def _see(self, seen: Seen) -> None:
         before, self.seen = self.seen, seen
@@ -199,6 +211,13 @@ async def models_of(contact: Contact, discovery: Discovery) -> tuple[ListedModel
         raise NoList(f"its list of models cannot be read: {error}") from error
     finally:
         discovery.close()
+
+
+def _counted(before: Seen, now: Seen) -> Seen:
+    """With the number of its life, and without what is known of the one before."""
+    if now.state is UpstreamState.DOWN and before.state is not UpstreamState.DOWN:
+        return replace(now, version="", life=before.life + 1)
+    return replace(now, life=before.life + 1) if "" != before.version != now.version else now
 
 
 def _refusal(status: int, path: str) -> Exception:

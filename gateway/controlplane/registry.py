@@ -1,264 +1,169 @@
-"""Source folders → checked versions in the store, taken up while the gateway runs.
+"""The desired state of adapters: its one owner.
 
-A folder's newest content is copied into the store, judged there against the base model of each engine, and offered
-only if it fits one; what was judged is what is kept, whatever happens to the folder meanwhile.  One that is refused
-says why, and the version before it goes on serving.
+    move (pure) → saved durably → assigned → told
+
+What a record names is in the store, whole, before the record is saved; nothing is deleted there while a record, an
+engine or a request has it.  Which base models a version fits is judged once for each, and kept with it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from adapters import (
-    AdapterStore,
-    BaseModel,
-    BaseModelError,
-    FolderState,
-    RefusedError,
-    Scan,
-    StoreError,
-    Verdict,
-    changes,
-    check,
-    scan,
-)
-from gateway.controlplane.config import Adapters
-from gateway.controlplane.observed import Phase
-from gateway.controlplane.versions import Host, Known, Version
+from adapters import AdapterStore, BaseModel, BaseModelError, check
+from gateway.controlplane.desired import AdapterRecord, VersionRecord, judged
+from gateway.controlplane.records import Records
+from gateway.controlplane.versions import Host, Index
 
 log = logging.getLogger("gateway.adapters")
 
-_RETRY = 30.0  # seconds after which a content is tried again that failed for a reason outside of it (a full disk)
-_STUCK = 5.0  # seconds after which a folder without all files is no longer taken for one that is being written
-
-
-class Unfit(Exception):
-    """No engine would serve it rightly.  The text says why, with what to do."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Hosts:
-    """The engines at the beginning of a round, and where their base models are on this machine."""
-
-    placed: Mapping[str, Host]
-    bases: Mapping[str, str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Judged:
-    """What a content was found to be on each upstream's engine."""
-
-    hosts: _Hosts
-    verdicts: Mapping[str, Verdict]
-
-    def require_fit(self) -> None:
-        """Raises Unfit unless it fits somewhere."""
-        if any(verdict.ok for verdict in self.verdicts.values()):
-            return
-        reasons = {upstream: "; ".join(map(str, verdict.errors)) for upstream, verdict in self.verdicts.items()}
-        if len(set(reasons.values())) == 1:
-            raise Unfit(next(iter(reasons.values())))
-        raise Unfit(" | ".join(f"on {upstream}: {reason}" for upstream, reason in reasons.items()))
-
-    def version(self, name: str, digest: str, path: Path) -> Version:
-        """The version that it makes.  Raises Unfit."""
-        self.require_fit()
-        fits = {upstream: self.hosts.placed[upstream] for upstream, verdict in self.verdicts.items() if verdict.ok}
-        found = next(verdict.inspection for verdict in self.verdicts.values() if verdict.ok)
-        rank, base = (found.rank, found.manifest.base_model or "") if found is not None else (0, "")
-        return Version(name, digest, str(path), base, rank, MappingProxyType(fits))
+Move = Callable[[AdapterRecord | None], AdapterRecord | None]
 
 
 class Registry:
-    """Knows every adapter of the source folders.
+    """Holds every adapter that is to be offered.
 
-    `known` is replaced, never changed; `changed` is called after that.  Disk work runs in a thread, one piece at a
-    time.  `clock` is monotonic; `hub` is the Hugging Face hub's cache of models.
+    `records` and `index` are replaced, never changed; `changed` is called after that.  `default_load`: whether an
+    adapter without a setting of its own is loaded without being asked for.  Disk work runs in threads.
     """
 
-    def __init__(
-        self, settings: Adapters, *, changed: Callable[[], None], clock: Callable[[], float], hub: Path
-    ) -> None:
-        self.known: Mapping[str, Known] = MappingProxyType({})
-        self._settings = settings
-        self._changed = changed
-        self._clock = clock
+    def __init__(self, store: Path, *, hub: Path, default_load: str, changed: Callable[[], None]) -> None:
+        self.records: Mapping[str, AdapterRecord] = MappingProxyType({})
+        self.index = Index({}, self._path, default_load)
+        self.unfit: Mapping[tuple[str, str], str] = MappingProxyType({})
+        self.store = AdapterStore(store.resolve())
+        self._saved: Records  # from `open` on
         self._hub = hub
-        self._hosts: Mapping[str, Host] = {}
-        self._store: AdapterStore | None = None
-        self._bases: dict[str, BaseModel] = {}
-        self._before: Scan | None = None
-        self._contents: dict[str, _Content] = {}
-        self._fitted: dict[str, _Hosts] = {}  # name → the hosts that its offered version was held against
-        self._incomplete: dict[str, tuple[FolderState, float]] = {}  # name → what is there, and since when
-        self._wake = asyncio.Event()
+        self._default_load = default_load
+        self._changed = changed
+        self._moving = asyncio.Lock()
+        self._bases: dict[str, tuple[str, BaseModel | None]] = {}  # model → fingerprint and shapes
+        self._loose_since: dict[str, float] = {}
 
-    @property
-    def ranks(self) -> tuple[int, ...]:
-        """Of the adapters that are offered."""
-        return tuple(entry.offered.rank for entry in self.known.values() if entry.offered is not None)
+    async def open(self, records: Records) -> None:
+        """Reads what was saved, and saves there from now on.  Raises StorageError, OSError."""
+        self.store = await asyncio.to_thread(AdapterStore.open, self.store.root)
+        self._saved = records
+        self._take(await records.load())
 
-    def place(self, hosts: Mapping[str, Host]) -> None:
-        """The engines that adapters may be loaded into, by upstream; what was judged is judged again for new ones."""
-        if hosts != self._hosts:
-            self._hosts = dict(hosts)
-            self._wake.set()
+    async def move(self, name: str, move: Move) -> AdapterRecord | None:
+        """Changes one adapter: durable, and in `records`, when it returns.  Raises what the move raises, and
+        StorageError; nothing has changed then.
 
-    async def run(self) -> None:
-        """Looks at the folders until it is cancelled."""
-        while True:
-            await self.look()
-            try:
-                async with asyncio.timeout(self._settings.poll_interval):
-                    await self._wake.wait()
-            except TimeoutError:
-                pass
-            self._wake.clear()
+        Whoever is cancelled while waiting does not undo it: what is saved is always what is in `records`.
+        """
+        return await asyncio.shield(asyncio.create_task(self._move(name, move)))
 
-    async def look(self) -> None:
-        """One round: what changed since the last one is taken up.  The first round takes what is there."""
-        after, hosts = await asyncio.to_thread(self._survey, self._hosts)
-        before = self._before or after
-        if self._before is None or after.findings != self._before.findings:
-            for finding in after.findings:
-                log.warning("adapter sources: %s", finding)
-        self._before = after
-        found = changes(self._taken(hosts), before, after)
-        for name in found.gone:
-            self._forget(name)
-        stuck = self._stuck([after.adapters[name] for name in found.settling if name in after.adapters])
-        for folder in (*found.appeared, *found.changed, *stuck):
-            await self._take_up(folder, hosts)
-        for name, entry in tuple(self.known.items()):
-            if entry.offered is not None and self._fitted[name] != hosts:
-                await self._judge_again(entry, entry.offered, hosts)
+    async def _move(self, name: str, move: Move) -> AdapterRecord | None:
+        async with self._moving:
+            before = self.records.get(name)
+            after = move(before)
+            if after == before:
+                return after
+            rest = {other: record for other, record in self.records.items() if other != name}
+            if after is None:
+                await self._saved.remove(name)
+            else:
+                await self._saved.save(after)
+                rest[name] = after
+            self._take(rest)
+        self._changed()
+        return after
 
-    def _survey(self, placed: Mapping[str, Host]) -> tuple[Scan, _Hosts]:
-        """The folders, and the hosts with their base models where these are on this machine by now."""
-        bases = {upstream: locate(host.model, self._hub) for upstream, host in placed.items()}
-        return scan(self._settings.sources), _Hosts(placed, bases)
+    def verify(self, digest: str) -> object:
+        """Reads a version again, in the thread that calls.  Raises StoreError, OSError."""
+        return self.store.verify(digest)
 
-    def _taken(self, hosts: _Hosts) -> Mapping[str, str]:
-        """Name → fingerprint of the content that needs no second look; "" for one that does."""
-        now = self._clock()
-        return {
-            name: content.fingerprint if (content := self._contents.get(name)) and content.settled(hosts, now) else ""
-            for name in self.known
-        }
+    def fingerprint(self, model: str) -> str | None:
+        """Of a base model's shapes: "" when it is not on this machine, None while it was not looked at."""
+        known = self._bases.get(model)
+        return None if known is None else known[0]
 
-    def _stuck(self, incomplete: Sequence[FolderState]) -> list[FolderState]:
-        """Folders that lack a file and have not changed for a while: taken up all the same, to learn what is wrong."""
-        now, before = self._clock(), self._incomplete
-        self._incomplete = {
-            folder.name: known if (known := before.get(folder.name)) and known[0] == folder else (folder, now)
-            for folder in incomplete
-        }
-        for folder in incomplete:
-            if folder.name not in self.known:
-                self._set(Known(folder.name, phase=Phase.PENDING, reason="its folder is still being written"))
-        return [folder for folder, since in self._incomplete.values() if now - since >= _STUCK]
+    def place(self, model: str) -> str:
+        """The folder of a base model on this machine; "" when it is not there."""
+        found = locate(model, self._hub)
+        return found if os.path.isabs(found) else ""
 
-    async def _take_up(self, folder: FolderState, hosts: _Hosts) -> None:
-        name = folder.name
-        entry = self.known.get(name, Known(name))
-        if not hosts.placed:
-            waits = "waits for an engine: none that takes adapters is configured or was reached yet"
-            self._set(replace(entry, phase=Phase.PENDING, reason=waits))
+    async def survey(self, hosts: Iterable[Host]) -> None:
+        """Looks for base models that are not known yet, and judges every version against those that it was not judged
+        against."""
+        for model in {host.model for host in hosts}:
+            if not self.fingerprint(model):
+                found = await asyncio.to_thread(self._read_base, model)
+                if self._bases.get(model) != found:
+                    self._bases[model] = found
+                    self._changed()
+        fingerprints = dict(self._bases.values())
+        for record in tuple(self.records.values()):
+            for version in record.versions:
+                for fingerprint, base in fingerprints.items():
+                    if fingerprint not in version.fits and (version.digest, fingerprint) not in self.unfit:
+                        await self._judge(record.name, version, fingerprint, base)
+
+    async def _judge(self, name: str, version: VersionRecord, fingerprint: str, base: BaseModel | None) -> None:
+        verdict = await asyncio.to_thread(check, Path(self._path(version.digest)), base)
+        if verdict.ok:
+            await self.move(name, lambda record: _also_fits(record, version.digest, fingerprint))
             return
-        self._set(replace(entry, phase=Phase.VALIDATING, reason=""))
-        try:
-            version = await asyncio.to_thread(self._add, folder, hosts)
-        except (RefusedError, Unfit) as error:
-            self._contents[name] = _Content(folder.fingerprint, refused_by=hosts)
-            self._refuse(replace(entry, reason=str(error)))
-        except (StoreError, OSError) as error:
-            self._contents[name] = _Content(folder.fingerprint, retry_at=self._clock() + _RETRY)
-            self._refuse(replace(entry, reason=f"the store {self._settings.store} does not take it: {error}"))
-        else:
-            self._contents[name] = _Content(folder.fingerprint)
-            self._fitted[name] = hosts
-            log.info("adapter %s: version %s fits %s", name, version.version, ", ".join(version.upstreams))
-            self._set(Known(name, version))
-
-    async def _judge_again(self, entry: Known, version: Version, hosts: _Hosts) -> None:
-        """Other engines than before, or other limits: the same content may fit others, or none."""
-        path = Path(version.path)
-        try:
-            judged = await asyncio.to_thread(self._judge, path, hosts)
-            version = judged.version(version.name, version.digest, path)
-        except Unfit as error:
-            self._contents[version.name] = replace(self._contents[version.name], refused_by=hosts)
-            self._refuse(Known(version.name, reason=str(error)))
-        else:
-            self._fitted[version.name] = hosts
-            self._set(replace(entry, offered=version))
-
-    def _add(self, folder: FolderState, hosts: _Hosts) -> Version:
-        if self._store is None:
-            self._store = AdapterStore.open(self._settings.store)
-        judged: list[_Judged] = []
-
-        def accept(copy: Path) -> None:
-            judged.append(self._judge(copy, hosts))
-            judged[0].require_fit()
-
-        stored = self._store.add(folder.path, accept)
-        return judged[0].version(folder.name, stored.digest, stored.path)
-
-    def _judge(self, path: Path, hosts: _Hosts) -> _Judged:
-        """On each engine; equal ones are asked once."""
-        asked = {upstream: (hosts.bases[upstream], host.max_lora_rank) for upstream, host in hosts.placed.items()}
-        verdicts = {(base, limit): check(path, self._base(base), limit) for base, limit in set(asked.values())}
-        return _Judged(hosts, {upstream: verdicts[question] for upstream, question in asked.items()})
-
-    def _base(self, model: str) -> BaseModel | None:
-        if model not in self._bases:
-            if not os.path.isabs(model):
-                log.warning("the base model %s is not on this machine: adapters' shapes are not compared", model)
-                return None
-            try:
-                self._bases[model] = BaseModel.read(Path(model))
-            except BaseModelError as error:
-                log.warning("adapters' shapes are not compared with their base model: %s", error)
-                return None
-        return self._bases[model]
-
-    def _refuse(self, entry: Known) -> None:
-        log.warning("adapter %s is refused: %s", entry.name, entry.reason)
-        self._set(replace(entry, phase=Phase.FAILED))
-
-    def _forget(self, name: str) -> None:
-        log.info("adapter %s is gone", name)
-        self._contents.pop(name, None)
-        self._fitted.pop(name, None)
-        self.known = MappingProxyType({n: entry for n, entry in self.known.items() if n != name})
+        reason = "; ".join(map(str, verdict.errors))
+        log.warning("adapter %s@%s does not fit a base model: %s", name, version.version, reason)
+        self.unfit = MappingProxyType({**self.unfit, (version.digest, fingerprint): reason})
         self._changed()
 
-    def _set(self, entry: Known) -> None:
-        if self.known.get(entry.name) != entry:
-            self.known = MappingProxyType({**self.known, entry.name: entry})
-            self._changed()
+    async def collect(self, held: Collection[str], grace: float) -> None:
+        """Deletes from the store what no record has named and no engine has held (`held`: digests) for `grace` seconds.
+
+        What is being added is protected by its age: it is in the store a moment before a record names it.
+        """
+        named = {version.digest for record in self.records.values() for version in record.versions}
+        stored = await asyncio.to_thread(self.store.versions)
+        now = time.monotonic()
+        loose = {one.digest for one in stored} - named - set(held)
+        self._loose_since = {digest: self._loose_since.get(digest, now) for digest in loose}
+        keep = {one.digest for one in stored if now - self._loose_since.get(one.digest, now) < grace}
+        for digest in await asyncio.to_thread(self.store.collect, keep, grace):
+            log.info("the store has let go of %s", digest[:12])
+
+    def _take(self, records: Mapping[str, AdapterRecord]) -> None:
+        self.records = MappingProxyType(dict(sorted(records.items())))
+        self.index = Index(self.records, self._path, self._default_load)
+
+    def _path(self, digest: str) -> str:
+        return str(self.store.root / "sha256" / digest)
+
+    def _read_base(self, model: str) -> tuple[str, BaseModel | None]:
+        folder = self.place(model)
+        if not folder:
+            if model not in self._bases:
+                log.warning("the base model %s is not on this machine: adapters' shapes are not compared", model)
+            return "", None
+        try:
+            base = BaseModel.read(Path(folder))
+        except BaseModelError as error:
+            if model not in self._bases:
+                log.warning("adapters' shapes are not compared with their base model: %s", error)
+            return "", None
+        return fingerprint(base), base
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """A folder's content that was taken up.  It is looked at again when it was refused by other hosts than those of
-    now, or at `retry_at` when something else was in the way."""
+def fingerprint(base: BaseModel) -> str:
+    """Names a base model by what an adapter must fit: its architecture and the shapes of its modules."""
+    text = "\n".join([base.architecture, *(f"{name} {shape}" for name, shape in sorted(base.shapes.items()))])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    fingerprint: str
-    refused_by: _Hosts | None = None
-    retry_at: float | None = None
 
-    def settled(self, hosts: _Hosts, now: float) -> bool:
-        if self.retry_at is not None:
-            return now < self.retry_at
-        return self.refused_by is None or self.refused_by == hosts
+def _also_fits(record: AdapterRecord | None, digest: str, fingerprint: str) -> AdapterRecord | None:
+    version = next((v for v in record.versions if v.digest == digest), None) if record is not None else None
+    if record is None or version is None or fingerprint in version.fits:
+        return record  # removed meanwhile, or judged
+    return judged(record, digest, (*version.fits, fingerprint))
 
 
 def locate(model: str, hub: Path) -> str:

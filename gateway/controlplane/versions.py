@@ -1,84 +1,34 @@
-"""The versions of adapters: which one a name points to, which ones an engine is to hold, where each is in its life.
+"""The versions of adapters: where each may go, what engines are asked to hold, where each is in its life.
 
-Pure rules.  A version's name in the engine says its content, so nothing here is ever changed in place: a new content
-is a new version, and only what the plain name points to moves.
+Pure rules over the desired state (`desired`) and what is seen of the engines (`Standing`).  A version's name in the
+engine says its content, so nothing here is ever changed in place: only what the plain name points to moves.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from gateway.controlplane.observed import AdapterStatus, Phase, UpstreamState, UpstreamStatus
+from gateway.controlplane.desired import AdapterRecord, VersionRecord
+from gateway.controlplane.observed import AdapterStatus, Phase, UpstreamState
+from gateway.controlplane.residency import Wish
+
+#: (digest, fingerprint of a base model) → why the version does not fit it.
+Unfit = Mapping[tuple[str, str], str]
+_NOTHING_KNOWN: Unfit = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
 class Host:
     """What an engine asks of an adapter.  `model`: its base model, as a folder or a name on the Hugging Face hub;
-    `max_lora_rank` None: not known."""
+    `fingerprint`: of that model's shapes, "" when it is not on this machine, None while it was not looked at;
+    `max_lora_rank` None: not known; `room`: adapters that it keeps in memory, 0 when that is not known."""
 
     model: str
     max_lora_rank: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """An adapter of one content, in the store.  `fits`: upstream → the host that it was found to fit there."""
-
-    name: str
-    digest: str
-    path: str
-    base: str
-    rank: int
-    fits: Mapping[str, Host]
-
-    @property
-    def upstreams(self) -> tuple[str, ...]:
-        """Where it may be loaded."""
-        return tuple(self.fits)
-
-    @property
-    def version(self) -> str:
-        """The first 12 hex digits of the digest."""
-        return self.digest[:12]
-
-    @property
-    def engine_name(self) -> str:
-        """Its name in an engine, and its exact public name."""
-        return f"{self.name}@{self.version}"
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What is known of one name: the last content that passed the checks (`offered`), and where the newest content
-    stands when that is not it (`phase`: Pending, Validating or Failed)."""
-
-    name: str
-    offered: Version | None = None
-    phase: Phase | None = None
-    reason: str = ""
-
-
-def held_against(version: Version, hosts: Mapping[str, Host]) -> Version:
-    """The version where it still fits: an upstream whose engine now has another base model may be sent nothing that
-    was not judged for it."""
-    fits = {
-        upstream: judged
-        for upstream, judged in version.fits.items()
-        if (host := hosts.get(upstream)) is not None
-        and host.model == judged.model
-        and (host.max_lora_rank is None or version.rank <= host.max_lora_rank)
-    }
-    return version if fits == version.fits else replace(version, fits=fits)
-
-
-def all_held_against(known: Mapping[str, Known], hosts: Mapping[str, Host]) -> Mapping[str, Known]:
-    """`held_against` for every version that is offered."""
-    return {
-        name: entry if entry.offered is None else replace(entry, offered=held_against(entry.offered, hosts))
-        for name, entry in known.items()
-    }
+    fingerprint: str | None = None
+    room: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,134 +39,285 @@ class LoadTrouble:
     lasting: bool
 
 
-#: Upstream → adapter (`name@version`) → why it is not there.
-Troubles = Mapping[str, Mapping[str, LoadTrouble]]
+@dataclass(frozen=True, slots=True)
+class Indexed:
+    """A version, the adapter that it belongs to, and its folder in the store."""
+
+    record: AdapterRecord
+    version: VersionRecord
+    path: str
 
 
-def point(
-    before: Mapping[str, Version],
-    known: Mapping[str, Known],
-    upstreams: Mapping[str, UpstreamStatus],
-    troubles: Troubles,
-) -> Mapping[str, Version]:
-    """What each plain name points to now.
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One engine at one moment, adapters by their names in it.
 
-    The first version of a name at once, so that requests wait for it.  A later one when it is loaded wherever the one
-    before it is (an engine that fails to load it is not waited for), so that nobody waits for a swap.
+    `listed`: those of ours that it lists; `proven`: those of them that answered a probe; `residents`: those that it is
+    to hold, in the order of loading; `troubles`: why one of them is not there.
     """
-    after: dict[str, Version] = {}
-    for name, entry in known.items():
-        if (newest := entry.offered) is None:
-            continue
-        old = before.get(name)
-        if old is None or old.digest == newest.digest or _replaces(newest, old, upstreams, troubles):
-            after[name] = newest
-        else:
-            after[name] = old
-    return MappingProxyType(after)
+
+    state: UpstreamState
+    host: Host | None = None
+    listed: frozenset[str] = frozenset()
+    proven: frozenset[str] = frozenset()
+    residents: Mapping[str, Indexed] = field(default_factory=lambda: MappingProxyType({}))
+    troubles: Mapping[str, LoadTrouble] = field(default_factory=lambda: MappingProxyType({}))
+
+    def serves(self, adapter: str) -> bool:
+        """Whether a request for it may be sent here now."""
+        return self.state is UpstreamState.UP and adapter in self.proven and adapter in self.residents
 
 
-def _replaces(new: Version, old: Version, upstreams: Mapping[str, UpstreamStatus], troubles: Troubles) -> bool:
-    held = {name: upstreams[name].held for name in new.upstreams if name in upstreams}
-    there = [name for name, adapters in held.items() if new.engine_name in adapters]
+def engine_name(record: AdapterRecord, version: VersionRecord) -> str:
+    """The version's name in an engine, and its exact public name."""
+    return f"{record.name}@{version.version}"
+
+
+def misfit(record: AdapterRecord, version: VersionRecord, upstream: str, host: Host | None, unfit: Unfit) -> str | None:
+    """Why the version may not go to this engine; "" when that is not known yet, None when it may."""
+    if record.upstreams is not None and upstream not in record.upstreams:
+        return f"it is not meant for {upstream}"
+    if host is None or host.fingerprint is None:
+        return ""
+    if host.max_lora_rank is not None and version.rank > host.max_lora_rank:
+        return (
+            f"rank {version.rank} > {host.max_lora_rank}: start the engine with --max-lora-rank {version.rank} "
+            "or more (engine.max_lora_rank), or merge"
+        )
+    if host.fingerprint in version.fits:
+        return None
+    return unfit.get((version.digest, host.fingerprint), "")
+
+
+def kept(record: AdapterRecord) -> tuple[VersionRecord, ...]:
+    """The versions that are loaded without being asked for, the most needed first: what serves, what is to serve, and
+    the one before, so that going back is immediate."""
+    by_digest = {version.digest: version for version in record.versions}
+    previous = record.history[-1:]
+    order = (record.current, record.next, *(canary.digest for canary in record.canaries), *previous)
+    newest = record.versions[-1].digest
+    return tuple(by_digest[digest] for digest in dict.fromkeys((*order, newest)) if digest is not None)
+
+
+def is_eager(record: AdapterRecord, default: str) -> bool:
+    """Whether its versions are loaded without being asked for."""
+    return (record.load or default) == "eager"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What is asked for, all on the monotonic clock, on which `now` is the moment that is looked at.
+
+    `asked`: when a request last named an adapter (-inf: never); `recently`: those named not long ago; `waiting`: since
+    when somebody waits for one; `users`: requests that one has on an upstream; `ejected`: those that are not loaded by
+    themselves for now.  `taken`: names of adapters that other models have.  `grace`: seconds that a version
+    stays which is not kept.
+    """
+
+    now: float
+    grace: float
+    asked: Callable[[str], float]
+    recently: Collection[str]
+    waiting: Mapping[str, float]
+    users: Callable[[str, str], int]
+    ejected: Collection[str]
+    taken: Collection[str] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What an engine has of ours: what it lists, since when, what of it has answered a probe, and why something is not
+    there that should be."""
+
+    since: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    proven: frozenset[str] = frozenset()
+    troubles: Mapping[str, LoadTrouble] = field(default_factory=lambda: MappingProxyType({}))
+
+
+class Index:
+    """The desired state, arranged for looking things up; made anew when it changes."""
+
+    def __init__(self, records: Mapping[str, AdapterRecord], path: Callable[[str], str], default: str) -> None:
+        self.records = records
+        self.by_adapter = {
+            engine_name(record, version): Indexed(record, version, path(version.digest))
+            for record in records.values()
+            for version in record.versions
+        }
+        current = [engine_name(r, next(v for v in r.versions if v.digest == r.current)) for r in records.values()]
+        self.pinned = frozenset(
+            adapter for adapter, record in zip(current, records.values(), strict=True) if record.pinned
+        )
+        #: What is loaded without being asked for, in order: what serves comes before what may.
+        self.eager = tuple(
+            dict.fromkeys(
+                [
+                    *(a for a, record in zip(current, records.values(), strict=True) if is_eager(record, default)),
+                    *(
+                        engine_name(record, version)
+                        for record in records.values()
+                        for version in kept(record)
+                        if is_eager(record, default) or version.digest == record.next
+                    ),
+                ]
+            )
+        )
+        self._eager = frozenset(self.eager)
+        #: What serves, comes, or was before: all others leave soon after their last request.
+        self.kept = frozenset(engine_name(record, v) for record in records.values() for v in kept(record))
+
+    def wishes(self, upstream: str, host: Host, holding: Holding, demand: Demand) -> list[Wish]:
+        """Everything that this engine could be asked to hold now; what nobody asks for and nothing pins is left out, so
+        that a thousand idle adapters cost nothing."""
+        found: dict[str, Wish] = {}
+        eager = 0
+        for adapter in self.eager:
+            if host.room and eager >= host.room:
+                break
+            wish = self._wish(adapter, upstream, host, holding, demand)
+            if wish is not None and wish.eager:
+                found[adapter] = wish
+                eager += 1
+        for adapter in (*holding.since, *self.pinned, *demand.waiting, *demand.recently):
+            if adapter not in found and (wish := self._wish(adapter, upstream, host, holding, demand)) is not None:
+                found[adapter] = wish
+        return list(found.values())
+
+    def _wish(self, adapter: str, upstream: str, host: Host, holding: Holding, demand: Demand) -> Wish | None:
+        indexed = self.by_adapter.get(adapter)
+        if indexed is None or indexed.record.name in demand.taken:
+            return None
+        if misfit(indexed.record, indexed.version, upstream, host, _NOTHING_KNOWN) is not None:
+            return None
+        asked, waiting = demand.asked(adapter), demand.waiting.get(adapter)
+        users = demand.users(upstream, adapter)
+        if adapter not in self.kept and waiting is None and not users and demand.now - asked >= demand.grace:
+            return None
+        trouble = holding.troubles.get(adapter)
+        return Wish(
+            adapter=adapter,
+            path=indexed.path,
+            digest=indexed.version.digest,
+            pinned=adapter in self.pinned,
+            eager=adapter in self._eager and adapter not in demand.ejected,
+            asked=asked,
+            waiting=waiting,
+            in_use=users,
+            since=holding.since.get(adapter),
+            refused=trouble is not None and trouble.lasting,
+        )
+
+
+def due(record: AdapterRecord, standings: Mapping[str, Standing]) -> str | None:
+    """The digest that the plain name is to point to from now on, when `next` says so and nobody has to wait for it:
+    when it serves wherever what it replaces does (an engine that fails to load it is not waited for)."""
+    if record.next is None or record.next == record.current:
+        return None
+    versions = {version.digest: engine_name(record, version) for version in record.versions}
+    old, new = versions[record.current], versions[record.next]
+    return record.next if replaces(new, old, standings) else None
+
+
+def replaces(new: str, old: str, standings: Mapping[str, Standing]) -> bool:
+    """Whether the name may move between these two (names in the engine) without anybody waiting."""
+    there = [name for name, standing in standings.items() if standing.serves(new)]
     missing = [
         name
-        for name, adapters in held.items()
-        if old.engine_name in adapters and name not in there and new.engine_name not in troubles.get(name, {})
+        for name, standing in standings.items()
+        if standing.serves(old) and name not in there and new not in standing.troubles
     ]
     return bool(there) and not missing
 
 
-def wanted(upstream: str, known: Mapping[str, Known], current: Mapping[str, Version]) -> Mapping[str, str]:
-    """The adapters that an upstream's engine is to hold, by their names there, and their folders.  What serves now
-    comes first."""
-    offered = (entry.offered for entry in known.values())
-    return {
-        version.engine_name: version.path
-        for version in (*current.values(), *offered)
-        if version is not None and upstream in version.upstreams
-    }
-
-
 def statuses(
-    known: Mapping[str, Known],
-    current: Mapping[str, Version],
-    upstreams: Mapping[str, UpstreamStatus],
-    troubles: Troubles,
-    *,
-    leaving: Collection[str] = (),
-    taken: Collection[str] = (),
+    record: AdapterRecord, standings: Mapping[str, Standing], unfit: Unfit, taken: bool, waiting: Collection[str]
 ) -> tuple[AdapterStatus, ...]:
-    """Every version, by name.
-
-    `leaving`: adapters that an engine still holds and that nobody wants any more.  `taken`: names that belong to other
-    models.
-    """
+    """Every version of an adapter, the oldest first.  `taken`: its name belongs to another model; `waiting`: adapters
+    that requests wait for."""
+    canaries = {canary.digest: canary.weight for canary in record.canaries}
     return tuple(
-        status
-        for name in sorted(known)
-        for status in _of_name(known[name], current.get(name), upstreams, troubles, taken)
-    ) + tuple(_leaving(adapter) for adapter in sorted(leaving))
-
-
-def _of_name(
-    entry: Known,
-    current: Version | None,
-    upstreams: Mapping[str, UpstreamStatus],
-    troubles: Troubles,
-    taken: Collection[str],
-) -> Iterator[AdapterStatus]:
-    versions = {v.digest: v for v in (current, entry.offered) if v is not None}
-    for version in versions.values():
-        is_current = current is not None and version.digest == current.digest
-        yield _of_version(version, is_current, entry.name in taken, upstreams, troubles)
-    if entry.phase is not None:
-        yield AdapterStatus(entry.name, entry.phase, reason=entry.reason)
-
-
-def _of_version(
-    version: Version, current: bool, taken: bool, upstreams: Mapping[str, UpstreamStatus], troubles: Troubles
-) -> AdapterStatus:
-    adapter = version.engine_name
-    trouble = {name: troubles[name][adapter] for name in version.upstreams if adapter in troubles.get(name, {})}
-    refused = {name: found.message for name, found in trouble.items() if found.lasting}
-    phase, reason = Phase.LOADING, ""
-    if taken:
-        phase, reason = Phase.FAILED, f"the name {version.name} belongs to a model: rename the adapter's folder"
-    elif any(adapter in upstreams[name].held for name in version.upstreams if name in upstreams):
-        phase, reason = Phase.READY, _sentences({name: found.message for name, found in trouble.items()})
-    elif version.upstreams and len(refused) == len(version.upstreams):
-        phase, reason = Phase.FAILED, _sentences(refused)
-    elif trouble:
-        reason = _sentences({name: found.message for name, found in trouble.items()})
-    else:
-        reason = _waits_for(version, upstreams)
-    return AdapterStatus(
-        version.name,
-        phase,
-        version=version.version,
-        digest=version.digest,
-        path=version.path,
-        base=version.base,
-        reason=reason,
-        upstreams=version.upstreams,
-        refused=MappingProxyType(refused),
-        held=frozenset(name for name in version.upstreams if name in upstreams and adapter in upstreams[name].held),
-        current=current and not taken,
+        _status(record, version, standings, unfit, taken, waiting, canaries.get(version.digest, 0.0))
+        for version in record.versions
     )
 
 
-def _leaving(adapter: str) -> AdapterStatus:
+def _status(
+    record: AdapterRecord,
+    version: VersionRecord,
+    standings: Mapping[str, Standing],
+    unfit: Unfit,
+    taken: bool,
+    waiting: Collection[str],
+    canary: float,
+) -> AdapterStatus:
+    adapter = engine_name(record, version)
+    reasons = {name: misfit(record, version, name, standing.host, unfit) for name, standing in standings.items()}
+    where = tuple(name for name, reason in reasons.items() if reason is None)
+    troubles = {name: standings[name].troubles[adapter] for name in where if adapter in standings[name].troubles}
+    refused = {name: trouble.message for name, trouble in troubles.items() if trouble.lasting}
+    phase, reason = _phase(adapter, where, standings, troubles, adapter in waiting)
+    if not where:
+        phase, reason = _nowhere(record, reasons)
+    if taken:
+        phase, reason = Phase.FAILED, f"the name {record.name} belongs to a model: choose another name for the adapter"
+    return AdapterStatus(
+        record.name,
+        phase,
+        version=version.version,
+        digest=version.digest,
+        base=version.base,
+        reason=reason,
+        upstreams=() if taken else where,
+        refused=MappingProxyType(refused),
+        held=frozenset(() if taken else (name for name in where if standings[name].serves(adapter))),
+        current=version.digest == record.current and not taken,
+        canary=canary,
+    )
+
+
+def _phase(
+    adapter: str,
+    where: Collection[str],
+    standings: Mapping[str, Standing],
+    troubles: Mapping[str, LoadTrouble],
+    waited_for: bool,
+) -> tuple[Phase, str]:
+    said = sentences({name: trouble.message for name, trouble in troubles.items()})
+    here = [standings[name] for name in where]
+    if any(standing.serves(adapter) for standing in here):
+        return Phase.READY, said
+    if troubles and len([t for t in troubles.values() if t.lasting]) == len(here):
+        return Phase.FAILED, said
+    if waited_for or any(adapter in standing.residents for standing in here):
+        return Phase.LOADING, said or _away(where, standings)
+    if any(adapter in standing.listed for standing in here):
+        return Phase.DRAINING, "gives way to others when its last request has ended"
+    return Phase.UNLOADED, "is loaded when it is asked for"
+
+
+def _nowhere(record: AdapterRecord, reasons: Mapping[str, str | None]) -> tuple[Phase, str]:
+    """A version that no engine may be given: why not."""
+    meant = {name: reason for name, reason in reasons.items() if record.upstreams is None or name in record.upstreams}
+    if not meant:
+        return Phase.PENDING, "waits for an engine: none that takes adapters is configured"
+    if not all(meant.values()):
+        return Phase.PENDING, "waits for an engine: it is checked when the base model is known"
+    if len(set(meant.values())) == 1:
+        return Phase.FAILED, next(iter(meant.values())) or ""
+    return Phase.FAILED, " | ".join(f"on {name}: {reason}" for name, reason in meant.items())
+
+
+def leaving(adapter: str) -> AdapterStatus:
+    """An adapter that an engine still holds and that the desired state has no more."""
     name, _, version = adapter.rpartition("@")
     return AdapterStatus(name, Phase.DRAINING, version=version, reason="unloaded when its last request has ended")
 
 
-def _waits_for(version: Version, upstreams: Mapping[str, UpstreamStatus]) -> str:
-    if not version.upstreams:
-        return "is checked again: the base models are others now"
-    away = [n for n in version.upstreams if n in upstreams and upstreams[n].state is not UpstreamState.UP]
-    return f"waits for {', '.join(f'{name} ({upstreams[name].state})' for name in away)}" if away else ""
+def _away(where: Collection[str], standings: Mapping[str, Standing]) -> str:
+    away = [name for name in where if standings[name].state is not UpstreamState.UP]
+    return f"waits for {', '.join(f'{name} ({standings[name].state})' for name in away)}" if away else ""
 
 
-def _sentences(by_upstream: Mapping[str, str]) -> str:
+def sentences(by_upstream: Mapping[str, str]) -> str:
+    """What is said of each upstream, as one text."""
     return "; ".join(f"{upstream}: {message}" for upstream, message in by_upstream.items())

@@ -106,6 +106,10 @@ class Upstreams:
                 del self.in_use[place]
                 self._idle(*place)
 
+    def users(self, upstream: str, adapter: str) -> int:
+        """Requests that may be sent to the adapter there or were, and have not ended."""
+        return self.in_use.get((upstream, adapter), 0)
+
     def wanted_since(self, adapter: str) -> float | None:
         """Since when requests wait for this adapter to be loaded (monotonic), None when nobody does."""
         wanted = self._wanted.get(adapter)

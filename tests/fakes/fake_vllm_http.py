@@ -10,6 +10,7 @@ import asyncio
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from enum import Enum
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,27 +18,51 @@ from typing import Any, Self
 from tests.patience import LATE
 
 
+class Fault(Enum):
+    """What it does instead of answering."""
+
+    HANG = "it never answers"
+    CUT = "it hangs up, and did nothing"
+    LOSE = "it does what it was asked, and hangs up"
+
+
 class VLLM:
     """One engine that somebody else runs.
 
-    `asked`: every load and unload, in order, as ("load", name); `listed`: how often it was asked for its list.
+    `asked`: every load and unload, in order, as ("load", name); `probed`: the adapters that it computed with; `listed`:
+    how often it was asked for its list; `most`: how many adapters it had at once.  `decoding`: the adapters that it
+    computes with; a load beside `max_loras` of them, in a version with vllm#47724, answers somebody with another's
+    adapter, and is counted in `mixed`.
+
     `refuses`: its worker's error for every load, when there is one.  `forgets`: so many loads that it claims and does
-    not do.  `blind`: it cannot see the gateway's files.  `status`: its answer to everything, when not 0.
-    `says`: path → status and body of an answer of the test's own.
+    not do; `keeps`: the same for unloads.  `blind`: it cannot see the gateway's files, but for what `hub` has.
+    `poisoned`: it computes NaN with every adapter.  `status`: its answer to everything, when not 0.  `says`: path →
+    status and body of an answer of the test's own, or a Fault.
     """
 
-    def __init__(self, base: str = "base", root: str = "/models/base", key: str = "") -> None:
+    def __init__(
+        self, base: str = "base", root: str = "/models/base", key: str = "", version: str = "0.32.0", max_loras: int = 2
+    ) -> None:
         self.base = base
         self.root = root
         self.key = key
+        self.version = version
+        self.max_loras = max_loras
+        self.decoding: set[str] = set()
+        self.mixed = 0
         self.adapters: dict[str, str] = {}
         self.asked: list[tuple[str, str]] = []
+        self.probed: list[str] = []
         self.listed = 0
+        self.most = 0
         self.refuses = ""
         self.forgets = 0
+        self.keeps = 0
         self.blind = False
+        self.hub: set[str] = set()
+        self.poisoned = False
         self.status = 0
-        self.says: dict[str, tuple[int, Any]] = {}
+        self.says: dict[str, tuple[int, Any] | Fault] = {}
         self._port = 0
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
@@ -97,14 +122,24 @@ class VLLM:
         method, path, _ = start.split(" ")
         fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         body = await reader.readexactly(int(fields.get("content-length", "0")))
+        said = self.says.get(path)
+        answer: Any
+        if said is Fault.HANG:
+            await reader.read()  # until the other side has enough
+            return False
+        if said is Fault.CUT:
+            return False
         if self.status:
             status, answer = self.status, error("The server is not what it was.", "InternalServerError", self.status)
         elif self.key and fields.get("authorization") != f"Bearer {self.key}":
             status, answer = 401, {"error": "Unauthorized"}
-        elif path in self.says:
-            status, answer = self.says[path]
+        elif isinstance(said, tuple):
+            status, answer = said
         else:
             status, answer = self._answer(method, path, json.loads(body or b"{}"))
+        if said is Fault.LOSE:
+            self._happened.set()
+            return False
         text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
         kind = "text/plain" if isinstance(answer, str) else "application/json"
         writer.write(b"HTTP/1.1 %d X\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (
@@ -118,13 +153,19 @@ class VLLM:
         match method, path:
             case "GET", "/v1/models":
                 return 200, self._models()
+            case "GET", "/version":
+                return 200, {"version": self.version}
+            case "POST", "/v1/completions":
+                return self._complete(body["model"])
             case "POST", "/v1/load_lora_adapter":
                 assert set(body) == {"lora_name", "lora_path"}, "load_inplace must never be sent"
                 self.asked.append(("load", body["lora_name"]))
                 return self._load(body["lora_name"], body["lora_path"])
             case "POST", "/v1/unload_lora_adapter":
                 self.asked.append(("unload", body["lora_name"]))
-                if self.adapters.pop(body["lora_name"], None) is None:
+                if self.keeps and body["lora_name"] in self.adapters:
+                    self.keeps -= 1
+                elif self.adapters.pop(body["lora_name"], None) is None:
                     return 404, error(f"The lora adapter '{body['lora_name']}' cannot be found.", "NotFoundError", 404)
                 return 200, f"Success: LoRA adapter '{body['lora_name']}' removed successfully."
         return 404, {"detail": "Not Found"}
@@ -137,20 +178,35 @@ class VLLM:
             cards.append({"id": name, **common, "root": path, "parent": self.base, "max_model_len": None})
         return {"object": "list", "data": cards}
 
+    def _complete(self, model: str) -> tuple[int, Any]:
+        self.probed.append(model)
+        if model not in self.adapters:
+            return 404, error(f"The model `{model}` does not exist.", "NotFoundError", 404)
+        if self.poisoned:
+            return 400, error("Out of range float values are not JSON compliant: nan", "BadRequestError", 400)
+        logprobs = {"text_offset": [0], "token_logprobs": [-0.3], "tokens": [","], "top_logprobs": [{",": -0.3}]}
+        choice = {"index": 0, "text": ",", "logprobs": logprobs, "finish_reason": "length", "stop_reason": None}
+        usage = {"prompt_tokens": 1, "total_tokens": 2, "completion_tokens": 1}
+        return 200, {"id": "cmpl-1", "object": "text_completion", "model": model, "choices": [choice], "usage": usage}
+
     def _load(self, name: str, path: str) -> tuple[int, Any]:
         if name in self.adapters:
             text = f"The lora adapter '{name}' has already been loaded. If you want to load the adapter in place, …"
             return 400, error(text, "InvalidUserInput", 400)
-        if self.blind or not (Path(path) / "adapter_config.json").is_file():
+        seen = path in self.hub or (not self.blind and (Path(path) / "adapter_config.json").is_file())
+        if not seen:
             return 404, error(f"Loading lora {name} failed: No adapter found for {path}", "NotFoundError", 404)
         if self.refuses:
             cause = f"Worker failed with error '{self.refuses}'"
             text = f"Call to add_lora method failed: {cause}, please check the stack trace above for the root cause"
             return 500, error(text, "InternalServerError", 500)
+        if self.version < "0.26.0" and len(self.decoding | {name}) > self.max_loras:
+            self.mixed += 1
         if self.forgets:
             self.forgets -= 1
         else:
             self.adapters[name] = path
+            self.most = max(self.most, len(self.adapters))
         return 200, f"Success: LoRA adapter '{name}' added successfully."
 
 

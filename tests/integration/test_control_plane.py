@@ -20,9 +20,10 @@ from typing import Any
 import psutil
 import pytest
 
+from gateway.controlplane.admin import AdapterAdmin
 from gateway.controlplane.config import Config
 from gateway.controlplane.plane import ControlPlane
-from gateway.domain.snapshot import EMPTY, Readiness, Route, Snapshot
+from gateway.domain.snapshot import EMPTY, Readiness, Route, Snapshot, Upstream
 from tests.fakes.adapter_corpus import TINY, Craft, factor, write_base
 from tests.fakes.fake_vllm_http import VLLM
 from tests.fakes.openai_upstream import OpenAIUpstream
@@ -34,11 +35,15 @@ FIRST = factor("model.layers.0.self_attn.q_proj", "A")
 
 
 class Watch:
-    """What a data plane sees.  `seen`: every snapshot; `phases`: (adapter, version) → phase, as the metrics have it."""
+    """What a data plane sees and knows.  `seen`: every snapshot; `phases`: (adapter, version) → phase, as the metrics
+    have it; `requests`: how many each adapter has, on whichever upstream; `wanted`: since when some wait for it."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: Config) -> None:
+        self.config = config
         self.seen: list[Snapshot] = [EMPTY]
-        self.in_use: Counter[str] = Counter()
+        self.requests: Counter[str] = Counter()
+        self.last_asked: dict[str, float] = {}
+        self.wanted: dict[str, float] = {}
         self.phases: dict[tuple[str, str], str] = {}
         self.up: dict[str, bool] = {}
         self.restarts = 0
@@ -48,6 +53,16 @@ class Watch:
     @property
     def now(self) -> Snapshot:
         return self.seen[-1]
+
+    def users(self, upstream: str, adapter: str) -> int:
+        return self.requests[adapter]
+
+    def wanted_since(self, adapter: str) -> float | None:
+        return self.wanted.get(adapter)
+
+    @asynccontextmanager
+    async def reserve(self, upstream: Upstream, adapter: str) -> AsyncIterator[None]:
+        yield
 
     def publish(self, snapshot: Snapshot) -> None:
         if self.break_next:
@@ -118,7 +133,8 @@ class Shelf:
 
     def config(self, *upstreams: Mapping[str, Any]) -> Config:
         adapters = {"store": str(self.store), "sources": [str(self.sources)], "poll_interval": 0.05}
-        return Config.model_validate({"upstreams": upstreams, "adapters": adapters})
+        storage = {"url": f"sqlite:///{self.store.parent}/gateway.db"}
+        return Config.model_validate({"upstreams": upstreams, "adapters": adapters, "storage": storage})
 
 
 @pytest.fixture
@@ -130,14 +146,9 @@ def shelf(tmp_path: Path) -> Shelf:
 async def controlled(config: Config, **environ: str) -> AsyncIterator[tuple[ControlPlane, Watch]]:
     """A running control plane; fails if anything of it outlives it."""
     before = asyncio.all_tasks()
-    watch = Watch()
+    watch = Watch(config)
     plane = ControlPlane(
-        config,
-        {**os.environ, **environ},
-        publish=watch.publish,
-        in_use=lambda upstream, adapter: watch.in_use[adapter],
-        metrics=watch,
-        grace=GRACE,
+        config, {**os.environ, **environ}, publish=watch.publish, traffic=watch, metrics=watch, grace=GRACE
     )
     await plane.start()
     try:
@@ -160,6 +171,10 @@ def own(shelf: Shelf, **more: Any) -> dict[str, Any]:
     return {"name": "local", "kind": "vllm", "poll_interval": 1, "engine": engine}
 
 
+async def rows(plane: ControlPlane, watch: Watch) -> list[dict[str, Any]]:
+    return await AdapterAdmin(plane, watch.config).rows()
+
+
 def by_name(rows: Iterable[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return [row for row in rows if row["name"] == name]
 
@@ -171,7 +186,7 @@ async def test_a_folder_that_is_there_at_the_start_is_served(shelf: Shelf) -> No
     shelf.put("pirate")
     async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
         await watch.until(lambda: watch.ready("pirate"))
-        (row,) = plane.adapters()
+        (row,) = await rows(plane, watch)
         assert (row["name"], row["phase"], row["upstreams"], row["current"]) == ("pirate", "Ready", ["gpu"], True)
         assert watch.version("pirate") == f"pirate@{row['version']}" == vllm.loads[0]
         path = vllm.adapters[vllm.loads[0]]
@@ -189,30 +204,41 @@ async def test_a_folder_that_appears_is_served_without_a_restart(shelf: Shelf) -
         assert "pirate" in watch.now.cards
 
 
-async def test_a_change_moves_the_name_without_a_gap_and_the_old_version_ends_with_its_last_request(
-    shelf: Shelf,
-) -> None:
+async def test_a_change_moves_the_name_without_a_gap_and_the_version_before_stays_for_going_back(shelf: Shelf) -> None:
     shelf.put("pirate")
     async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
         await watch.until(lambda: watch.ready("pirate"))
         old = watch.version("pirate")
         assert old is not None
-        watch.in_use[old] = 1
         start = len(watch.seen)
         shelf.put("pirate")
         await watch.until(lambda: watch.version("pirate") != old)
         for snapshot in watch.seen[start:]:
             assert snapshot.routes["pirate"].targets[0].readiness is Readiness.READY
             assert "pirate" in snapshot.cards
-        assert old not in watch.now.routes
-        await watch.until(lambda: watch.phases.get(("pirate", old.partition("@")[2])) == "Draining")
+        assert watch.ready(old), "it can be asked for by its exact name"
+        assert vllm.asked == [("load", old), ("load", watch.version("pirate"))]
+        assert [row["phase"] for row in await rows(plane, watch)] == ["Ready", "Ready"]
+
+
+async def test_a_version_that_is_needed_no_more_is_unloaded_after_its_last_request(shelf: Shelf) -> None:
+    shelf.put("pirate")
+    async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
+        await watch.until(lambda: watch.ready("pirate"))
+        first = watch.version("pirate")
+        assert first is not None
+        watch.requests[first] = 1
+        for _ in range(2):
+            before = watch.version("pirate")
+            shelf.put("pirate")
+            await watch.until(lambda before=before: watch.version("pirate") != before)
         asked = vllm.listed
-        await vllm.until(lambda: vllm.listed > asked)  # a further look at the engine, well after the grace
-        assert old in vllm.adapters, "unloaded while a request used it"
-        watch.in_use[old] = 0
-        await watch.until(lambda: ("pirate", old.partition("@")[2]) not in watch.phases)
-        assert vllm.asked == [("load", old), ("load", watch.version("pirate")), ("unload", old)]
-        assert [row["phase"] for row in plane.adapters()] == ["Ready"]
+        await vllm.until(lambda: vllm.listed > asked)
+        assert first in vllm.adapters, "unloaded while a request used it"
+        del watch.requests[first]
+        plane.idle("gpu", first)
+        await watch.until(lambda: watch.phases.get(("pirate", first.partition("@")[2])) == "Unloaded")
+        assert vllm.asked[-1] == ("unload", first)
 
 
 async def test_a_folder_that_goes_takes_its_name_away_at_once_and_its_weights_after_the_last_request(
@@ -223,14 +249,14 @@ async def test_a_folder_that_goes_takes_its_name_away_at_once_and_its_weights_af
         await watch.until(lambda: watch.ready("pirate"))
         name = watch.version("pirate")
         assert name is not None
-        watch.in_use[name] = 1
+        watch.requests[name] = 1
         shelf.remove("pirate")
         await watch.until(lambda: "pirate" not in watch.now.routes)
         assert "pirate" not in watch.now.cards
         asked = vllm.listed
         await vllm.until(lambda: vllm.listed > asked)
         assert name in vllm.adapters
-        watch.in_use[name] = 0
+        watch.requests[name] = 0
         await vllm.until(lambda: not vllm.adapters)
         assert vllm.asked[-1] == ("unload", name)
 
@@ -242,7 +268,7 @@ async def test_content_that_comes_back_is_not_loaded_twice(shelf: Shelf, tmp_pat
         await watch.until(lambda: watch.ready("pirate"))
         first = watch.version("pirate")
         assert first is not None
-        watch.in_use[first] = 1  # it stays loaded
+        watch.requests[first] = 1  # it stays loaded
         shelf.put("pirate")
         await watch.until(lambda: watch.version("pirate") != first)
         shelf.remove("pirate")
@@ -257,7 +283,7 @@ async def test_an_adapter_with_nan_is_refused_and_never_reaches_an_engine(shelf:
     shelf.put("bad", lambda craft: craft.poke(FIRST, float("nan")))
     async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
         await watch.until(lambda: watch.ready("good") and watch.phases.get(("bad", "")) == "Failed")
-        (row,) = by_name(plane.adapters(), "bad")
+        (row,) = by_name(await rows(plane, watch), "bad")
         assert "holds nan" in row["reason"]
         assert "bad" not in watch.now.routes
         assert vllm.loads == [watch.version("good")]
@@ -274,7 +300,7 @@ async def test_a_bad_change_leaves_the_version_before_it_in_service(shelf: Shelf
         assert len(watch.seen) == published, "nothing that serves has changed"
         assert watch.ready("pirate")
         assert watch.version("pirate") == version
-        assert [row["phase"] for row in plane.adapters()] == ["Ready", "Failed"]
+        assert [row["phase"] for row in await rows(plane, watch)] == ["Ready", "Failed"]
         shelf.put("pirate")
         await watch.until(lambda: watch.version("pirate") != version)
         assert ("pirate", "") not in watch.phases
@@ -311,7 +337,7 @@ async def test_an_adapter_waits_for_an_engine_to_be_checked_against(shelf: Shelf
         config = shelf.config(attached(vllm))
     async with controlled(config) as (plane, watch):
         await watch.until(lambda: watch.phases.get(("pirate", "")) == "Pending")
-        assert "waits for an engine" in plane.adapters()[0]["reason"]
+        assert "waits for an engine" in (await rows(plane, watch))[0]["reason"]
         async with vllm:
             await watch.until(lambda: watch.ready("pirate"))
             assert ("pirate", "") not in watch.phases
@@ -326,10 +352,11 @@ async def test_an_engine_that_comes_back_with_another_base_model_gets_no_adapter
         await vllm.stop()
         vllm.root = str(write_base(tmp_path / "other", replace(TINY, hidden=128, name="other")))
         await vllm.start()
-        await watch.until(lambda: watch.phases.get(("pirate", "")) == "Failed")
-        assert "pirate" not in watch.now.routes
+        await watch.until(lambda: "Failed" in watch.phases.values())
+        assert watch.readiness("pirate") == [], "it exists, and nobody can serve it"
+        assert "pirate" not in watch.now.cards
         assert len(vllm.loads) == 1, "it was sent what was meant for another base model"
-        assert [row["phase"] for row in plane.adapters()] == ["Failed"]
+        assert [row["phase"] for row in await rows(plane, watch)] == ["Failed"]
 
 
 async def test_a_folder_that_stays_incomplete_is_explained(shelf: Shelf) -> None:
@@ -340,7 +367,7 @@ async def test_a_folder_that_stays_incomplete_is_explained(shelf: Shelf) -> None
     async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
         await watch.until(lambda: watch.phases.get(("old", "")) == "Pending")
         await watch.until(lambda: watch.phases.get(("old", "")) == "Failed")
-        assert "pickle" in plane.adapters()[0]["reason"]
+        assert "pickle" in (await rows(plane, watch))[0]["reason"]
         assert vllm.loads == []
 
 
@@ -348,7 +375,7 @@ async def test_an_adapter_cannot_take_the_base_models_name(shelf: Shelf) -> None
     shelf.put("base")
     async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
         await watch.until(lambda: "Failed" in watch.phases.values())
-        assert "belongs to a model" in plane.adapters()[0]["reason"]
+        assert "belongs to a model" in (await rows(plane, watch))[0]["reason"]
         assert watch.version("base") is None
         shelf.put("pirate")
         await watch.until(lambda: watch.ready("pirate"))
@@ -410,7 +437,7 @@ async def test_an_engine_that_cannot_read_the_store_is_told_apart(shelf: Shelf) 
         vllm.blind = True
         async with controlled(shelf.config(attached(vllm))) as (plane, watch):
             await watch.until(lambda: "Failed" in watch.phases.values())
-            (row,) = plane.adapters()
+            (row,) = await rows(plane, watch)
             assert "must see the adapter store under this very path" in row["reason"]
             assert watch.readiness("pirate") == [Readiness.DOWN]
             assert "pirate" not in watch.now.cards
@@ -429,7 +456,7 @@ async def test_an_engine_that_refuses_a_new_version_keeps_the_old_one(shelf: She
         vllm.refuses = "LoRA rank 64 is greater than max_lora_rank 16."
         shelf.put("pirate")
         await watch.until(lambda: "Failed" in watch.phases.values())
-        failed = next(row for row in plane.adapters() if row["phase"] == "Failed")
+        failed = next(row for row in await rows(plane, watch) if row["phase"] == "Failed")
         assert failed["reason"] == "gpu: the engine refuses it: LoRA rank 64 is greater than max_lora_rank 16."
         assert watch.version("pirate") == version
         assert watch.ready("pirate")
@@ -440,7 +467,7 @@ async def test_a_load_that_did_not_happen_is_tried_again_whatever_the_engine_sai
         await watch.until(lambda: watch.ready("base"))
         vllm.forgets = 1
         shelf.put("pirate")
-        await watch.until(lambda: any("does not list it" in row["reason"] for row in plane.adapters()))
+        await watch.until(lambda: any("does not list it" in a.reason for a in plane.observed.adapters))
         assert watch.readiness("pirate") == [Readiness.LOADING]
         await watch.until(lambda: watch.ready("pirate"))
         assert len(vllm.loads) == 2

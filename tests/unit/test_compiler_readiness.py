@@ -128,7 +128,7 @@ def test_models_that_are_configured_are_there_before_their_upstream_was_reached(
         (Phase.FAILED, False, False, False),
         (Phase.PENDING, False, False, False),
         (Phase.VALIDATING, False, False, False),
-        (Phase.DRAINING, False, False, False),
+        (Phase.DRAINING, False, True, False),
     ],
 )
 def test_a_version_is_routed_from_loading_until_nothing_points_to_it(
