@@ -393,8 +393,6 @@ class GuardedProtocol(HttpToolsProtocol):
         """Says that nothing more is sent, and gives the client a moment to read what was."""
         self._refused = True
         self._stop_read_timer()
-        if self.transport.is_closing():
-            return
         self.transport.write_eof()
         self.flow.resume_reading()
         self._read_timer = self.loop.call_later(LINGER_SECONDS, self.transport.abort)

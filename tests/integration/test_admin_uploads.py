@@ -79,6 +79,14 @@ async def test_gigabytes_without_a_key_are_refused_at_once_and_not_read(gateway)
     assert gateway.parts() == []
 
 
+async def test_a_client_that_closes_after_its_refusal_finds_it_closed(gateway, caplog):
+    async with connected(gateway.url) as wire:
+        await wire.send(head(8 * MIB, "connection: close", key=CHAT))
+        await refused(wire, 401)
+        assert await asyncio.wait_for(wire.closed(), LATE) == b""
+    assert not caplog.records
+
+
 async def test_a_size_over_the_limit_is_refused_by_its_head(gateway):
     async with connected(gateway.url) as wire:
         await wire.send(head(8 * MIB + 1, "expect: 100-continue"))
