@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -70,6 +71,7 @@ changes = st.one_of(
     st.tuples(st.just("turned"), st.none()),
     st.tuples(st.just("copied"), st.none()),
     st.tuples(st.just("time"), st.sampled_from([100.0, 200.0])),
+    st.tuples(st.just("started"), st.integers(0, 1)),
 )
 
 
@@ -90,6 +92,8 @@ def after(before: Observed, change: tuple[str, object]) -> Observed:
             return replace(before, adapters=tuple(replace(each) for each in before.adapters))
         case "time", float(now):
             return replace(before, now=now)
+        case "started", int(started):
+            return replace(before, started=started)
     raise AssertionError(change)
 
 
@@ -123,6 +127,30 @@ def test_a_moment_in_which_nothing_changes_gives_the_very_same_snapshot() -> Non
     first = compiler.compile(moment(1, "one"))
     assert first.version == 8
     assert compiler.compile(moment(2, "another")) is first
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param(lambda one: replace(one, adapters=(*one.adapters[2:], *one.adapters[:2])), id="order of the list"),
+        pytest.param(lambda one: replace(one, salts={"bot": "y"}), id="salt"),
+        pytest.param(lambda one: replace(one, started=7), id="date of creation"),
+        pytest.param(lambda one: replace(one, upstreams={"a": replace(up("m"), max_loras=4)}), id="room"),
+        pytest.param(lambda one: replace(one, upstreams={"a": up("m", "n")}), id="models"),
+        pytest.param(lambda one: replace(one, adapters=one.adapters[:-1]), id="an adapter less"),
+        pytest.param(lambda one: replace(one, upstreams={"a": up("m", state=UpstreamState.DOWN)}), id="readiness"),
+    ],
+)
+def test_whatever_is_served_otherwise_makes_another_snapshot(other: Callable[[Observed], Observed]) -> None:
+    file = config([{"name": "a", "kind": "vllm", "engine": {"model": "m"}}])
+    canary = adapter("bot", "a", version="2" * 12, canary=10)
+    one = seen({"a": up("m")}, adapter("bot", "a"), canary, adapter("pirate", "a"), salts={"bot": "x"})
+    compiler = Compiler(file)
+    first = compiler.compile(one)
+    second = compiler.compile(other(one))
+    assert second is not first
+    assert content(second) == content(compile(file, other(one), 1)) != content(first)
+    assert content(compiler.compile(one)) == content(first)
 
 
 def test_an_adapter_that_an_engine_holds_and_drops_changes_only_its_own_names() -> None:
