@@ -213,7 +213,7 @@ class ControlPlane:
         standing = self._standings.get(upstream)
         if standing is not None and adapter not in standing.residents:
             self._reconcilers[upstream].wake()
-        elif self._waited_for or adapter not in self.registry.index.kept:
+        elif self._waited_for or self.residence.leaves(adapter) or adapter not in self.registry.index.kept:
             self._changed.set()  # there may be room now, or it is not needed any more
 
     def suspect(self, name: str) -> None:

@@ -56,17 +56,18 @@ class Residence:
         self._clock = clock
         self._demanded: set[str] = set()  # what requests said that they wait for; whether they still do, they know
         self._called: dict[str, list[float]] = {}  # adapter → since when people wait for it
-        self._ejected: dict[str, float] = {}  # adapter → when
+        self._ejected: set[str] = set()
 
     def demand(self, adapter: str) -> None:
         """Requests wait for the adapter."""
         self._demanded.add(adapter)
+        self._ejected.discard(adapter)
 
     @contextmanager
     def calling(self, adapter: str) -> Iterator[None]:
         """Somebody waits for the adapter who is no request."""
         now = self._clock()
-        self._ejected.pop(adapter, None)
+        self._ejected.discard(adapter)
         self._called.setdefault(adapter, []).append(now)
         try:
             yield
@@ -76,8 +77,12 @@ class Residence:
                 del self._called[adapter]
 
     def eject(self, adapter: str) -> None:
-        """It is not to be loaded until somebody asks for it."""
-        self._ejected[adapter] = self._clock()
+        """It goes when it has no more requests, and is not loaded until somebody waits for it."""
+        self._ejected.add(adapter)
+
+    def leaves(self, adapter: str) -> bool:
+        """Whether it goes when it has no more requests."""
+        return adapter in self._ejected
 
     def waiting(self) -> Mapping[str, float]:
         """The adapters that somebody waits for, and since when."""
@@ -95,7 +100,7 @@ class Residence:
     ) -> Mapping[str, Standing]:
         """How each engine stands now.  `holdings`: what each has, by upstream; `taken`: names of other models."""
         now = self._clock()
-        self._forget(index)
+        self._ejected.intersection_update(index.by_adapter)
         demand = self._demand(now, taken)
         standings = {}
         changes = []
@@ -120,17 +125,15 @@ class Residence:
         return MappingProxyType(standings)
 
     def _demand(self, now: float, taken: Collection[str]) -> Demand:
-        asked, ejected = self._traffic.last_asked, self._ejected
-
-        def last(adapter: str) -> float:
-            at = asked.get(adapter, -math.inf)
-            return at if at > ejected.get(adapter, -math.inf) else -math.inf
-
+        asked = self._traffic.last_asked
         recently = [a for a, at in asked.items() if self._idle is None or now - at < self._idle]
-        return Demand(now, self._grace, last, recently, self.waiting(), self._traffic.users, ejected, taken)
-
-    def _forget(self, index: Index) -> None:
-        """What was ejected and was asked for since, or is no more."""
-        for adapter, at in tuple(self._ejected.items()):
-            if adapter not in index.by_adapter or self._traffic.last_asked.get(adapter, -math.inf) > at:
-                del self._ejected[adapter]
+        return Demand(
+            now,
+            self._grace,
+            lambda adapter: asked.get(adapter, -math.inf),
+            recently,
+            self.waiting(),
+            self._traffic.users,
+            self._ejected,
+            taken,
+        )

@@ -108,10 +108,10 @@ def is_eager(record: AdapterRecord, default: str) -> bool:
 class Demand:
     """What is asked for, all on the monotonic clock, on which `now` is the moment that is looked at.
 
-    `asked`: when a request last named an adapter (-inf: never); `recently`: those named not long ago; `waiting`: since
-    when somebody waits for one; `users`: requests that one has on an upstream; `ejected`: those that are not loaded by
-    themselves for now.  `taken`: names of adapters that other models have.  `grace`: seconds that a version
-    stays which is not kept.
+    `asked`: when a request last named an adapter (-inf: never); `recently`: those named not long ago.  `waiting`: since
+    when somebody waits for one.  `users`: requests that one has on an upstream.  `ejected`: those that go, and are
+    loaded again when somebody waits for them.  `taken`: names of adapters that other models have.  `grace`: seconds that
+    a version stays which is not kept.
     """
 
     now: float
@@ -191,7 +191,8 @@ class Index:
             return None
         asked, waiting = demand.asked(adapter), demand.waiting.get(adapter)
         users = demand.users(upstream, adapter)
-        if adapter not in self.kept and waiting is None and not users and demand.now - asked >= demand.grace:
+        forgotten = adapter not in self.kept and demand.now - asked >= demand.grace
+        if (forgotten or adapter in demand.ejected) and waiting is None and not users:
             return None
         trouble = holding.troubles.get(adapter)
         return Wish(
@@ -199,7 +200,7 @@ class Index:
             path=indexed.path,
             digest=indexed.version.digest,
             pinned=adapter in self.pinned,
-            eager=adapter in self._eager and adapter not in demand.ejected,
+            eager=adapter in self._eager,
             asked=asked,
             waiting=waiting,
             in_use=users,

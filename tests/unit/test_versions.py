@@ -12,9 +12,9 @@ from gateway.controlplane.desired import AdapterRecord, VersionRecord, added, ca
 from gateway.controlplane.observed import Phase, UpstreamState
 from gateway.controlplane.versions import (
     Demand,
+    Holding,
     Host,
     Index,
-    Holding,
     LoadTrouble,
     Standing,
     due,
@@ -119,7 +119,15 @@ def test_a_version_goes_only_where_it_is_meant_for() -> None:
 def asking(
     waiting: Mapping[str, float] | None = None, recently: Iterable[str] = (), ejected: Iterable[str] = ()
 ) -> Demand:
-    return Demand(1000.0, 30.0, lambda adapter: -math.inf, tuple(recently), waiting or {}, lambda upstream, adapter: 0, set(ejected))
+    return Demand(
+        now=1000.0,
+        grace=30.0,
+        asked=lambda adapter: -math.inf,
+        recently=tuple(recently),
+        waiting=waiting or {},
+        users=lambda upstream, adapter: 0,
+        ejected=set(ejected),
+    )
 
 
 def test_a_thousand_idle_adapters_are_no_wishes() -> None:
@@ -146,12 +154,18 @@ def test_of_many_eager_adapters_no_more_are_wished_for_than_there_is_room() -> N
     assert len(index.wishes("a", replace(HOST, room=0), Holding(), asking())) == 1000
 
 
-def test_what_was_ejected_is_not_wished_for_by_itself_and_what_was_refused_says_so() -> None:
+def test_what_was_ejected_goes_until_somebody_waits_for_it() -> None:
     index = Index({"pirate": PIRATE}, lambda digest: f"/store/{digest}", "eager")
     old, new = engine_name(PIRATE, OLD), engine_name(PIRATE, NEW)
-    has = Holding({new: 1.0}, troubles={old: LoadTrouble("no", lasting=True)})
-    wishes = index.wishes("a", HOST, has, asking(ejected=[new]))
-    assert [(wish.adapter, wish.eager, wish.refused) for wish in wishes] == [(old, True, True), (new, False, False)]
+    held = Holding({new: 1.0})
+    assert [wish.adapter for wish in index.wishes("a", HOST, held, asking(ejected=[new]))] == [old]
+    assert [wish.adapter for wish in index.wishes("a", HOST, held, asking({new: 2.0}, ejected=[new]))] == [old, new]
+
+
+def test_what_an_engine_refused_is_wished_for_as_such() -> None:
+    index = Index({"pirate": PIRATE}, lambda digest: f"/store/{digest}", "eager")
+    has = Holding(troubles={engine_name(PIRATE, OLD): LoadTrouble("no", lasting=True)})
+    assert [wish.refused for wish in index.wishes("a", HOST, has, asking())] == [True, False]
 
 
 def phases(record: AdapterRecord, waiting: Iterable[str] = (), **standings: Standing) -> list[Phase]:
