@@ -70,11 +70,12 @@ class AdapterAdmin(Protocol):
         ...
 
     async def rollback(self, name: str) -> Page:
-        """Points the name to what it pointed to before, and returns the adapter."""
+        """Points the name to what it pointed to before, and returns the adapter; like `promote`, when that is Ready."""
         ...
 
     async def canary(self, name: str, version: str, weight: float) -> Page:
-        """Gives the version `weight` percent of the name's traffic (0 ends it), and returns the adapter."""
+        """Gives the version `weight` percent of the name's traffic (0 ends it), and returns the adapter.  A version
+        that is not Ready is loaded first, and waited for."""
         ...
 
     async def configure(self, name: str, settings: Mapping[str, Any]) -> Page:
@@ -151,18 +152,18 @@ def routes(app: FastAPI, admin: AdapterAdmin) -> None:
     async def promote(request: Request, name: str) -> Response:
         bodies.named(name)
         chosen = await bodies.read(request, bodies.Chosen)
-        moved = await admin.promote(name, bodies.digits(name, chosen.version))
-        return answers.page(moved, 200 if moved["next"] is None else 202)
+        return _moved(await admin.promote(name, bodies.digits(name, chosen.version)))
 
     @app.post(adapter + "/rollback")
     async def rollback(name: str) -> Response:
-        return answers.page(await admin.rollback(bodies.named(name)))
+        return _moved(await admin.rollback(bodies.named(name)))
 
     @app.post(adapter + "/canary")
     async def canary(request: Request, name: str) -> Response:
         bodies.named(name)
         share = await bodies.read(request, bodies.Share)
-        return answers.page(await admin.canary(name, bodies.digits(name, share.version), share.weight))
+        version = bodies.digits(name, share.version)
+        return answers.page(await loaded(request, admin.canary(name, version, share.weight)))
 
     @app.post(adapter + "/load")
     async def load(request: Request, name: str) -> Response:
@@ -196,6 +197,11 @@ async def loaded(request: Request, loading: Coroutine[Any, Any, Page]) -> Page:
         raise
     finally:
         connection.on_disconnect = None
+
+
+def _moved(adapter: Page) -> Response:
+    """The name points there; or it will, when the version is Ready."""
+    return answers.page(adapter, 200 if adapter["next"] is None else 202)
 
 
 async def _chosen(request: Request, name: str) -> str | None:

@@ -60,10 +60,11 @@ _ADAPTER = _object(
 _IMPORT = _object(
     id=_TEXT,
     name=_TEXT,
+    source=_TEXT,
     phase={"type": "string", "enum": _PHASES, "description": "Ends as Ready or Failed."},
     done={"type": "integer", "minimum": 0, "description": "Bytes."},
     total=_COUNTED,
-    version={"type": ["string", "null"]},
+    version={"type": "string", "description": "12 hex digits, or nothing while it is not known."},
     reason=_TEXT,
     note={"type": "string", "description": "What people should know, such as which checkpoint is taken."},
 )
@@ -124,7 +125,9 @@ def administration(version: str) -> Document:
     )
     archive["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
     promote = move("Point the name to a version.", "Chosen")
-    promote["post"]["responses"]["202"] = {"description": "As soon as it is Ready.", "content": content("Adapter")}
+    rollback = move("Point the name to what it pointed to before.", None)
+    for moved in (promote, rollback):
+        moved["post"]["responses"]["202"] = {"description": "As soon as it is Ready.", "content": content("Adapter")}
     adapter = "/admin/v1/adapters/{name}"
     return document(
         "lora-gateway administration",
@@ -146,8 +149,8 @@ def administration(version: str) -> Document:
             },
             adapter + "/archive": {"put": archive},
             adapter + "/promote": promote,
-            adapter + "/rollback": move("Point the name to what it pointed to before.", None),
-            adapter + "/canary": move("Give a version a share of the traffic.", "Share"),
+            adapter + "/rollback": rollback,
+            adapter + "/canary": move("Give a version a share of the traffic.", "Share", 503),
             adapter + "/load": move("Load a version and wait until it is.", "Choice", 503, optional=True),
             adapter + "/unload": move("Unload a version until it is asked for.", "Choice", optional=True),
             adapter + "/versions/{version}": {

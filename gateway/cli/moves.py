@@ -24,6 +24,7 @@ Version = Annotated[
 Named = Annotated[
     str, typer.Argument(help="The adapter, or one version of it: name@version.", metavar="NAME[@VERSION]")
 ]
+Wait = Annotated[bool, typer.Option(help="Wait until the name has moved.")]
 
 
 class Load(StrEnum):
@@ -85,24 +86,20 @@ def show(name: Name, url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json
 def promote(
     name: Name,
     version: Version,
-    wait: Annotated[bool, typer.Option(help="Wait until the name has moved.")] = True,
+    wait: Wait = True,
     url: Url = DEFAULT_URL,
     admin_key: AdminKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Point the name to a version, as soon as that is Ready.  Requests that run stay with theirs."""
-    with Admin(url, admin_key) as admin, steps() as progress:
-        adapter = admin.call("POST", f"adapters/{_part(name)}/promote", {"version": version})
-        if wait and adapter["next"] is not None:
-            adapter = moved(admin, adapter, adapter["next"], progress)
-    _tell(adapter, as_json)
+    _move(name, "promote", {"version": version}, wait, url, admin_key, as_json)
 
 
-def rollback(name: Name, url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJson = False) -> None:
+def rollback(
+    name: Name, wait: Wait = True, url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJson = False
+) -> None:
     """Point the name to what it pointed to before."""
-    with Admin(url, admin_key) as admin:
-        adapter = admin.call("POST", f"adapters/{_part(name)}/rollback")
-    _tell(adapter, as_json)
+    _move(name, "rollback", None, wait, url, admin_key, as_json)
 
 
 def canary(
@@ -195,6 +192,16 @@ def moved(admin: Admin, adapter: dict[str, Any], version: str, progress: Steps) 
         time.sleep(_POLL)
         adapter = admin.call("GET", f"adapters/{name}")
     return adapter
+
+
+def _move(
+    name: str, what: str, body: dict[str, Any] | None, wait: bool, url: str, admin_key: str | None, as_json: bool
+) -> None:
+    with Admin(url, admin_key) as admin, steps() as progress:
+        adapter = admin.call("POST", f"adapters/{_part(name)}/{what}", body)
+        if wait and adapter["next"] is not None:
+            adapter = moved(admin, adapter, adapter["next"], progress)
+    _tell(adapter, as_json)
 
 
 def _ask(adapter: str, what: str, done: str, url: str, admin_key: str | None, as_json: bool) -> None:

@@ -128,7 +128,7 @@ def _presence(version: Version) -> Presence:
     states = {place.target.readiness for place in version.places.values()}
     if Readiness.READY in states:
         return Presence.LOADED
-    awaited = Readiness.LOADING in states and version.status.phase is not Phase.UNLOADED
+    awaited = Readiness.LOADING in states and version.status.phase not in (Phase.DRAINING, Phase.UNLOADED)
     return Presence.LOADING if awaited else Presence.UNLOADED
 
 

@@ -88,7 +88,9 @@ class MemoryAdapters:
         return self._page(name)
 
     async def rollback(self, name: str) -> dict[str, Any]:
-        self.records[name] = rolled_back(self._record(name))
+        record = self._record(name)
+        before = record.history[-1] if record.history else ""
+        self.records[name] = awaited(record, before) if before in self.slow else rolled_back(record)
         return self._page(name)
 
     async def canary(self, name: str, version: str, weight: float) -> dict[str, Any]:
@@ -140,12 +142,13 @@ class MemoryAdapters:
         """What comes of this content."""
         digest = hashlib.sha256(content).hexdigest()
         begun = {
-            "id": f"{len(self.begun) + 1:08x}", "name": name, "phase": "Ready", "done": len(content), "total": None,
-            "version": digest[:12], "reason": "", "note": f"what {name} is made of" if name == "ship" else "",
+            "id": f"{len(self.begun) + 1:08x}", "name": name, "source": source, "phase": "Ready",
+            "done": len(content), "total": None, "version": digest[:12], "reason": "",
+            "note": f"what {name} is made of" if name == "ship" else "",
         }  # fmt: skip
         self.begun[begun["id"]] = begun
         if (reason := self.broken.get(content.decode("latin-1"))) is not None:
-            begun |= {"phase": "Failed", "version": None, "reason": reason}
+            begun |= {"phase": "Failed", "version": "", "reason": reason}
             return begun
         version = VersionRecord(digest, source, False, "tiny", 16, 4096, (), 1_700_000_000)
         slow = "*" in self.slow

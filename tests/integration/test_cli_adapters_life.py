@@ -163,6 +163,18 @@ async def test_promote_waits_until_the_name_has_moved(running):
     assert (done.returncode, done.stdout) == (0, f"pirate points to {two}.\n")
 
 
+async def test_rollback_waits_for_a_version_that_was_unloaded(running):
+    one, two = with_adapter(running, "pirate", b"1", b"2")
+    await running.adapters.promote("pirate", two)
+    running.adapters.slow.add(running.adapters.records["pirate"].versions[0].digest)
+    waiting = asyncio.create_task(typed(running, "rollback", "pirate"))
+    while running.adapters.records["pirate"].next is None:
+        await asyncio.sleep(0.01)
+    assert not waiting.done()
+    running.adapters.settle()
+    assert (await waiting).stdout == f"pirate points to {one}.\n"
+
+
 async def test_promote_gives_up_when_the_version_will_not_come(running):
     running.adapters.slow.add("*")
     _, two = with_adapter(running, "pirate", b"1", b"2")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -9,6 +10,7 @@ import httpx2
 from gateway.api import pages
 from gateway.dataplane.upstreams import SnapshotHolder
 from gateway.telemetry.metrics import Metrics
+from tests.fakes.adapter_admin import MemoryAdapters
 
 SECRET = "what is inside"
 
@@ -19,14 +21,17 @@ class Broken:
     def upstreams(self) -> list[dict[str, Any]]:
         raise RuntimeError(SECRET)
 
-    adapters = upstreams
-
     def config(self) -> dict[str, Any]:
         raise RuntimeError(SECRET)
 
 
-async def test_a_page_that_fails_is_a_500_in_openais_form() -> None:
-    app = pages.build(SnapshotHolder(), Metrics(), Broken(), lambda: False)
+class BrokenAdapters(MemoryAdapters):
+    async def rows(self) -> list[dict[str, Any]]:
+        raise RuntimeError(SECRET)
+
+
+async def test_a_page_that_fails_is_a_500_in_openais_form(tmp_path: Path) -> None:
+    app = pages.build(SnapshotHolder(), Metrics(), Broken(), lambda: False, BrokenAdapters(tmp_path))
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
         for path in ("/admin/v1/upstreams", "/admin/v1/adapters", "/admin/v1/config"):
