@@ -20,7 +20,7 @@ from gateway.cli.output import Failure, complain, print_json, say
 from gateway.cli.progress import Steps, steps
 
 _PIECE = 1 << 18  # bytes
-_POLL = (0.05, 1.0)  # seconds between two looks at an import, at first and at most
+_POLL = (0.05, 0.25)  # seconds between two looks at an import, at first and at most
 
 
 def add(

@@ -22,6 +22,19 @@ from tests.unit.commands import gateway_here
 FIRST = factor("model.layers.0.self_attn.q_proj", "A")
 
 
+class Talking(VLLM):
+    """It says who it is."""
+
+    def _answer(self, method: str, path: str, body: dict[str, Any]) -> tuple[int, Any]:
+        if path != "/v1/chat/completions":
+            return super()._answer(method, path, body)
+        whole = {"id": "c", "object": "chat.completion.chunk", "created": 1, "model": body["model"]}
+        said = {"index": 0, "delta": {"content": f"I am {body['model']}."}, "finish_reason": "stop"}
+        usage = {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}
+        events = [{**whole, "choices": [said]}, {**whole, "choices": [], "usage": usage}]
+        return 200, "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n"
+
+
 class Place:
     """A gateway that attaches to a vLLM, and drafts of adapters."""
 
@@ -64,7 +77,7 @@ class Place:
 
 @pytest.fixture
 async def place(tmp_path: Path) -> AsyncIterator[Place]:
-    async with VLLM() as vllm:
+    async with Talking() as vllm:
         place = Place(tmp_path, vllm)
         vllm.root = str(place.base)
         config = {
@@ -97,6 +110,20 @@ async def test_an_adapters_life(place):
     assert "pirate" not in await place.marked()
     # Nobody asked for them meanwhile; the engine lets go of them after a grace (test_control_plane.py).
     assert {row["phase"] for row in (await place.said("list"))["data"]} <= {"Draining"}
+
+
+async def test_compare_asks_both_versions_and_no_other(place):
+    versions = [(await place.said("add", "pirate", place.draft("pirate", number)))["version"] for number in (1, 2)]
+    (place.folder / "prompts").write_text("Who are you?\nAnd you?\n")
+    environ = {"GATEWAY_URL": place.gateway.url, "GATEWAY_KEY": CLIENT_KEY}
+    arguments = ("adapters", "compare", "pirate", *versions, "--prompts", place.folder / "prompts", "--json")
+    done = await asyncio.to_thread(gateway_here, *arguments, env=environ)
+    assert done.returncode == 0, done.stdout
+    document = json.loads(done.stdout)
+    for prompt in document["prompts"]:
+        assert [prompt[side]["text"] for side in "ab"] == [f"I am pirate@{version}." for version in versions]
+    assert document["summary"]["b"]["prompt_tokens"] == 6
+    assert document["summary"]["b"]["completion_tokens"] == 8
 
 
 async def test_an_archive_and_its_folder_are_one_version(place):
