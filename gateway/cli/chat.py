@@ -84,7 +84,8 @@ class _Reading:
     finish_reason: str | None = None
 
     def read(self, lines: Iterable[str]) -> Answer:
-        """Reads the events to their end."""
+        """Reads the answer to its end: a connection that is closed before that looks like a client that left."""
+        done = False
         for line in lines:
             if self.first_byte is None:
                 self.first_byte = time.monotonic() - self.asked
@@ -92,7 +93,8 @@ class _Reading:
                 continue
             event = line.removeprefix("data:").strip()
             if event == "[DONE]":
-                return self.answer()
+                done = True
+                continue
             try:
                 chunk = json.loads(event)
                 if "error" in chunk:
@@ -102,7 +104,7 @@ class _Reading:
                 return self.answer(error="what came is no answer of a chat")
             if self.size > _MAX_TEXT:
                 return self.answer(error=f"the answer exceeds {_MAX_TEXT} characters")
-        return self.answer(error="the answer broke off")
+        return self.answer("" if done else "the answer broke off")
 
     def answer(self, error: str = "") -> Answer:
         """What has come so far."""

@@ -28,6 +28,7 @@ class Script:
         self.asked: list[dict[str, Any]] = []
         self.says: dict[str, list[str] | int | str] = {f"pirate@{A}": ["Arr", "!"], f"pirate@{B}": ["Ahoy"]}
         self.adapter: str | None = None
+        self.connections = 0
 
 
 @pytest.fixture
@@ -45,6 +46,10 @@ def url(script: Script) -> Iterator[str]:
 def chatting(script: Script) -> Iterator[str]:
     class Chat(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            script.connections += 1
+            super().setup()
 
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -118,6 +123,7 @@ def test_both_versions_are_asked_the_same_each_as_itself(url, script, tmp_path):
     (beside,) = [line for line in lines[:8] if "Arr!" in line]
     assert "Ahoy" in beside
     assert "7 + 2 tokens, ended by length" in done.stdout
+    assert script.connections == 1, "an answer that is not read to its end costs a connection"
     assert "0 of 2 answers are the same." in done.stdout
 
 
