@@ -148,18 +148,13 @@ async def test_the_engine_stops_when_the_client_leaves(real, client, phase, told
         await anext(aiter(stream))
         await stream.close()
         await left()
-    elif phase == "before the first byte":
+    else:
         with real.frozen():
             taken = await asyncio.to_thread(real.engine_took)
-            call = start(stream=True)
+            call = start(stream=phase != "not streamed")
             await until(lambda: real.engine_took() > taken, call)
             call.cancel()
             await left()
-    else:
-        call = start(stream=False)
-        await until(lambda: real.engine_metric(RUNNING) == 1, call)
-        call.cancel()
-        await left()
     assert is_plain(await ask(client, BASE))
     assert await idle(real) == finished + 1, "it ran to its end instead of being cancelled"
 
@@ -167,24 +162,26 @@ async def test_the_engine_stops_when_the_client_leaves(real, client, phase, told
 async def test_a_client_that_leaves_the_queue_never_reaches_the_engine(real, client):
     finished = await idle(real)
     messages = [{"role": "user", "content": QUESTIONS[0]}]
-    busy = [
-        asyncio.create_task(
-            client.chat.completions.create(model=BASE, messages=messages, max_tokens=1500, extra_body=LONG)
-        )
-        for _ in range(8)  # all the places there are
-    ]
-    await until(lambda: real.engine_metric(RUNNING) == 8, *busy)
     with real.frozen():
         taken = await asyncio.to_thread(real.engine_took)
+        busy = [
+            asyncio.create_task(
+                client.chat.completions.create(model=BASE, messages=messages, max_tokens=1500, extra_body=LONG)
+            )
+            for _ in range(8)  # all the places there are
+        ]
+        await until(lambda: real.engine_took() == taken + 8, *busy)
         waiting = asyncio.create_task(client.chat.completions.create(model=BASE, messages=messages, max_tokens=5))
         await until(lambda: real.metric("gateway_requests_waiting", upstream="local") == 1, waiting)
         waiting.cancel()
         await until(lambda: real.metric("gateway_requests_waiting", upstream="local") == 0)
-        assert await asyncio.to_thread(real.engine_took) == taken
-    for call in busy:
-        call.cancel()
-    await asyncio.gather(waiting, *busy, return_exceptions=True)
-    assert await idle(real) == finished
+        assert await asyncio.to_thread(real.engine_took) == taken + 8
+        for call in busy:
+            call.cancel()
+        await asyncio.gather(waiting, *busy, return_exceptions=True)
+        await until(lambda: real.metric("gateway_requests_in_flight", upstream="local") == 0)
+    assert is_plain(await ask(client, BASE))
+    assert await idle(real) == finished + 1
 
 
 async def test_tokenize_counts_what_the_engine_counts(real):
