@@ -156,7 +156,7 @@ async def test_a_folder_that_is_gone_is_told(gateway):
 
 
 async def test_an_archive_that_comes_too_slowly_is_given_up(tmp_path):
-    limits = EdgeLimits(body_timeout=0.3, max_upload_bytes=LIMITS.max_upload_bytes)
+    limits = EdgeLimits(body_timeout=1.0, max_upload_bytes=LIMITS.max_upload_bytes)
     async with administered(tmp_path, limits) as gateway:
         async with connected(gateway.url) as wire:
             await wire.send(head(MIB) + b"x")

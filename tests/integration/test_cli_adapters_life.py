@@ -7,12 +7,15 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.fakes.adapter_corpus import TINY, Craft
 from tests.integration.administration import ADMIN_KEY, CHAT, Administered, administered, with_adapter
+from tests.patience import LATE
 from tests.unit.commands import gateway_here
 
 
@@ -28,6 +31,14 @@ async def typed(
     """`gateway adapters ARGUMENTS` against this gateway."""
     environ = {"GATEWAY_URL": edge.url, "GATEWAY_ADMIN_KEY": key}
     return await asyncio.to_thread(gateway_here, "adapters", *arguments, env=environ, cwd=cwd)
+
+
+async def comes(true: Callable[[], bool], command: asyncio.Task[Any]) -> None:
+    """Waits for what a command has begun, and now waits for itself."""
+    async with asyncio.timeout(3 * LATE):
+        while not true():
+            await asyncio.sleep(0.01)
+    assert not command.done()
 
 
 async def test_a_folder_is_packed_sent_and_followed_until_it_is_ready(running, tmp_path):
@@ -88,9 +99,7 @@ async def test_add_waits_until_it_is_ready_unless_it_is_told_not_to(running):
     begun = await typed(running, "add", "pirate", "hf://crew/pirate", "--no-wait", "--json")
     assert (begun.returncode, json.loads(begun.stdout)["phase"]) == (0, "Loading")
     waiting = asyncio.create_task(typed(running, "add", "pirate", "hf://crew/pirate@2", "--promote"))
-    while len(running.adapters.begun) < 2:
-        await asyncio.sleep(0.01)
-    assert not waiting.done()
+    await comes(lambda: len(running.adapters.begun) == 2, waiting)
     running.adapters.settle()
     done = await waiting
     assert done.returncode == 0
@@ -155,9 +164,7 @@ async def test_promote_waits_until_the_name_has_moved(running):
     assert later.stdout == f"pirate points to {one}; {two} follows when it is Ready.\n"
     await running.adapters.promote("pirate", one)
     waiting = asyncio.create_task(typed(running, "promote", "pirate", f"pirate@{two}"))
-    while running.adapters.records["pirate"].next is None:
-        await asyncio.sleep(0.01)
-    assert not waiting.done()
+    await comes(lambda: running.adapters.records["pirate"].next is not None, waiting)
     running.adapters.settle()
     done = await waiting
     assert (done.returncode, done.stdout) == (0, f"pirate points to {two}.\n")
@@ -168,9 +175,7 @@ async def test_rollback_waits_for_a_version_that_was_unloaded(running):
     await running.adapters.promote("pirate", two)
     running.adapters.slow.add(running.adapters.records["pirate"].versions[0].digest)
     waiting = asyncio.create_task(typed(running, "rollback", "pirate"))
-    while running.adapters.records["pirate"].next is None:
-        await asyncio.sleep(0.01)
-    assert not waiting.done()
+    await comes(lambda: running.adapters.records["pirate"].next is not None, waiting)
     running.adapters.settle()
     assert (await waiting).stdout == f"pirate points to {one}.\n"
 
@@ -179,8 +184,7 @@ async def test_promote_gives_up_when_the_version_will_not_come(running):
     running.adapters.slow.add("*")
     _, two = with_adapter(running, "pirate", b"1", b"2")
     waiting = asyncio.create_task(typed(running, "promote", "pirate", two))
-    while running.adapters.records["pirate"].next is None:
-        await asyncio.sleep(0.01)
+    await comes(lambda: running.adapters.records["pirate"].next is not None, waiting)
     await running.adapters.remove("pirate", two)
     done = await waiting
     assert done.returncode == 1

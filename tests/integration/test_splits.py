@@ -8,6 +8,7 @@ from collections import Counter
 from gateway.domain.snapshot import Readiness, Split, Target, Variant
 from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.integration.dataplane import DataPlane, data_plane, engine, route, target
+from tests.patience import LATE
 
 OLD, NEW = "bot@aaaaaaaaaaaa", "bot@bbbbbbbbbbbb"
 MODELS = {OLD: Script(pieces=("ALPHA",)), NEW: Script(pieces=("BETA",))}
@@ -63,7 +64,10 @@ async def test_who_belongs_to_a_version_that_loads_waits_for_it_and_the_others_d
         publish(plane, upstream, 50, target("local", NEW, Readiness.LOADING))
         replies = [plane.asking("bot", user=f"user-{number}") for number in range(20)]
         await plane.told(plane.demanded, 1)
-        done, waiting = await asyncio.wait(replies, timeout=0.5)
+        async with asyncio.timeout(LATE):
+            while sum(map(asyncio.Task.done, replies)) + plane.figure("gateway_requests_waiting") < len(replies):
+                await asyncio.sleep(0.005)  # each is answered or waits
+        done, waiting = [[task for task in replies if task.done() is over] for over in (True, False)]
         assert done
         assert waiting
         assert {task.result().header("x-gateway-adapter") for task in done} == {OLD}
