@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from tests.fakes.ollama import OllamaServer
 from tests.fakes.ollama_dialect import Model
 from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.gateway import CLIENT_KEY, Running, running_gateway
+from tests.patience import LATE
 from tests.wire import Reply
 
 STEP = 0.02  # seconds between two tokens
@@ -114,7 +116,11 @@ async def stage(folder: Path, **sections: Any) -> AsyncIterator[Stage]:
     async with vendor, engine, ollama:
         config = {"upstreams": upstreams(vendor, engine, ollama), "openwebui": {"tasks": {"*": "small"}}, **sections}
         async with running_gateway(config, folder) as gateway:
-            yield Stage(gateway, vendor, engine, ollama)
+            running = Stage(gateway, vendor, engine, ollama)
+            async with asyncio.timeout(LATE):
+                while not {"large", "local", "qwen3:8b"} <= (await running.models()).keys():
+                    await asyncio.sleep(0.01)  # until each upstream was asked for its models
+            yield running
 
 
 def upstreams(vendor: OpenAIUpstream, engine: OpenAIUpstream, ollama: OllamaServer) -> list[Mapping[str, Any]]:

@@ -69,7 +69,8 @@ async def test_nothing_in_the_list_turns_open_webui_into_something_else(owui: St
     reply = await wire.get(owui.gateway.url, "/v1/models", FORWARDED)
     assert b"pipeline" not in reply.body
     assert b"null" not in reply.body
-    assert not [m for m in reply.json["data"] if {"status", "state", "loaded_instances", "pipe"} & m.keys()]
+    assert not [m for m in reply.json["data"] if {"state", "loaded_instances", "pipe"} & m.keys()]
+    assert {m["status"]["value"] for m in reply.json["data"]} == {"available"}, "nothing here can be loaded or ejected"
 
 
 async def test_every_user_sees_the_same_list(owui: Stage) -> None:

@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 
 from gateway import server
@@ -29,6 +30,7 @@ from gateway.domain.snapshot import (
 )
 from gateway.telemetry.metrics import Metrics
 from tests import wire
+from tests.fakes.adapter_admin import MemoryAdapters
 from tests.fakes.openai_upstream import OpenAIUpstream
 from tests.gateway import sample
 from tests.patience import LATE
@@ -159,9 +161,6 @@ class _Nothing:
     def upstreams(self) -> list[dict[str, Any]]:
         return []
 
-    def adapters(self) -> list[dict[str, Any]]:
-        return []
-
     def config(self) -> dict[str, Any]:
         return {}
 
@@ -173,7 +172,7 @@ async def data_plane() -> AsyncIterator[DataPlane]:
     stop = server.Stop()
     app = Edge(
         plane.pipeline,
-        pages.build(plane.holder, plane.metrics, _Nothing(), plane.pipeline.draining),
+        pages.build(plane.holder, plane.metrics, _Nothing(), plane.pipeline.draining, MemoryAdapters(Path())),
         plane.holder,
         plane.metrics,
         RouteTable(),
