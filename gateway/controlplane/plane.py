@@ -29,7 +29,7 @@ from gateway.controlplane.compiler import Compiler, model_names, next_change, up
 from gateway.controlplane.config import Config, UpstreamSettings
 from gateway.controlplane.copies import Copies, store_of
 from gateway.controlplane.desired import AdapterRecord, promoted, rolled_back
-from gateway.controlplane.drift import View
+from gateway.controlplane.drift import View, ours
 from gateway.controlplane.engines import Engine, EngineMetrics, EngineState, EngineStatus
 from gateway.controlplane.folders import Folders
 from gateway.controlplane.imports import Imports
@@ -204,9 +204,12 @@ class ControlPlane:
     @contextlib.contextmanager
     def calling(self, adapter: str) -> Iterator[None]:
         """Somebody waits for an adapter who is no request."""
-        with self.residence.calling(adapter):
+        try:
+            with self.residence.calling(adapter):
+                self._changed.set()
+                yield
+        finally:
             self._changed.set()
-            yield
 
     def idle(self, upstream: str, adapter: str) -> None:
         """The last request that an adapter had on an upstream has ended."""
@@ -390,9 +393,9 @@ class ControlPlane:
         return hosts
 
     def _host(self, model: str, max_lora_rank: int | None, capacity: int, upstream: UpstreamSettings) -> Host:
-        ours = self._reconcilers[upstream.name].since
-        theirs = sum(adapter not in ours for adapter in self._listed(upstream.name))
-        return Host(model, max_lora_rank, self.registry.fingerprint(model), room(capacity, theirs))
+        listed, store = self._listed(upstream.name), store_of(upstream, self.registry.store.root)
+        others = len(listed) - len(ours(listed, Copies(self.registry.index, upstream, store), store))
+        return Host(model, max_lora_rank, self.registry.fingerprint(model), room(capacity, others))
 
     def _listed(self, upstream: str) -> Mapping[str, str]:
         """Adapter → where the engine says that it has read it."""

@@ -2,90 +2,149 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.controlplane.reconciler import Holding, Load, Unload, diff
+from gateway.controlplane.drift import Action, Copy, Hub, Load, Memory, Prove, Unload, View, diff, ours
+from gateway.domain.snapshot import Upstream
 
 GRACE, NOW = 30.0, 1000.0
-NAMES = [f"{name}@{digit * 12}" for name in ("pirate", "json", "poet") for digit in "12"]
+STORE = "/engine/store"
+GPU = Upstream("gpu", "vllm", "http", "127.0.0.1", 8001, "/v1")
+DIGESTS = [digit * 64 for digit in "123456"]
+NAMES = [f"{name}@{digest[:12]}" for name, digest in zip(("pirate", "json", "poet") * 2, DIGESTS, strict=True)]
+COPIES = {name: Copy(f"{STORE}/sha256/{digest}", digest) for name, digest in zip(NAMES, DIGESTS, strict=True)}
 names = st.sets(st.sampled_from(NAMES))
 moments = st.dictionaries(st.sampled_from(NAMES), st.floats(NOW - 100, NOW + 100))
 
 
 @dataclass(frozen=True)
 class Scene:
-    desired: Mapping[str, str]
-    holding: Holding
-    used: Collection[str]
+    view: View
+    memory: Memory
+    used: Collection[str] = ()
 
-    def diff(self, now: float = NOW) -> list[Load | Unload]:
-        return list(diff(self.desired, self.holding, lambda name: int(name in self.used), now, GRACE))
+    def diff(self, now: float = NOW) -> list[Action]:
+        return list(diff(self.view, self.memory, lambda name: int(name in self.used), now, GRACE))
 
 
 @st.composite
 def scenes(draw: st.DrawFn) -> Scene:
-    desired = {name: f"/store/{name}" for name in draw(names)}
-    ours, theirs = draw(names), draw(names)
-    unwanted = {name: draw(st.floats(NOW - 100, NOW)) for name in ours - desired.keys()}
-    return Scene(desired, Holding(frozenset(ours | theirs), frozenset(ours), unwanted, draw(moments)), draw(names))
+    room = draw(st.integers(0, 5))
+    copies = draw(names)
+    residents = draw(st.permutations(sorted(draw(names) & copies)))[: room or None]
+    mine, theirs = draw(names), draw(names)
+    listed = {name: COPIES[name].path for name in mine} | {name: f"/elsewhere/{name}" for name in theirs}
+    view = View(GPU, 1, True, listed, STORE, tuple(residents), {name: COPIES[name] for name in copies}, room)
+    unwanted = {name: draw(st.floats(NOW - 100, NOW)) for name in view.ours - copies}
+    return Scene(view, Memory(draw(names), unwanted, draw(moments)), draw(names))
 
 
-def applied(scene: Scene) -> Scene:
+def applied(scene: Scene, now: float = NOW) -> Scene:
     """The engine after it did all that was asked."""
-    listed = set(scene.holding.listed)
-    for action in scene.diff(NOW):
-        (listed.add if isinstance(action, Load) else listed.discard)(action.adapter)
-    ours = (scene.holding.ours & listed) | (listed - scene.holding.listed)
-    return Scene(
-        scene.desired,
-        Holding(frozenset(listed), frozenset(ours), scene.holding.unwanted_since, scene.holding.retry_at),
-        scene.used,
+    listed, proven = dict(scene.view.listed), set(scene.memory.proven)
+    for action in scene.diff(now):
+        match action:
+            case Load():
+                listed[action.adapter] = scene.view.copies[action.adapter].path
+            case Prove():
+                proven.add(action.adapter)
+            case Unload():
+                del listed[action.adapter]
+    return replace(
+        scene, view=replace(scene.view, listed=listed), memory=replace(scene.memory, proven=frozenset(proven))
     )
 
 
 @given(scenes())
-def test_doing_what_is_asked_leaves_nothing_to_do(scene: Scene) -> None:
-    assert applied(scene).diff() == []
+def test_doing_what_is_asked_and_proving_what_was_loaded_leaves_nothing_to_do(scene: Scene) -> None:
+    once = applied(scene)
+    assert all(isinstance(action, Prove) for action in once.diff())
+    assert applied(once).diff() == []
 
 
 @given(scenes())
-def test_without_failures_and_requests_the_engine_then_holds_what_is_wanted_and_what_is_not_ours(scene: Scene) -> None:
-    long_unwanted = dict.fromkeys(scene.holding.unwanted_since, NOW - GRACE)
-    calm = Scene(scene.desired, Holding(scene.holding.listed, scene.holding.ours, long_unwanted), ())
-    assert applied(calm).holding.listed == calm.desired.keys() | (scene.holding.listed - scene.holding.ours)
+def test_without_failures_and_requests_the_engine_then_holds_its_residents_and_what_is_not_ours(scene: Scene) -> None:
+    memory = replace(scene.memory, retry_at={}, unwanted_since=dict.fromkeys(scene.memory.unwanted_since, NOW - GRACE))
+    calm = applied(Scene(scene.view, memory)).view
+    theirs = scene.view.listed.keys() - scene.view.ours
+    assert calm.listed.keys() == set(scene.view.residents) | theirs
 
 
 @given(scenes())
-def test_nothing_is_unloaded_that_is_wanted_or_used_or_not_ours_or_within_its_grace(scene: Scene) -> None:
+def test_only_what_is_ours_and_unused_and_gives_way_or_was_unwanted_for_long_is_unloaded(scene: Scene) -> None:
     for action in scene.diff():
         if isinstance(action, Unload):
-            assert action.adapter in scene.holding.ours
-            assert action.adapter not in scene.desired
+            assert action.adapter in scene.view.ours
+            assert action.adapter not in scene.view.residents
             assert action.adapter not in scene.used
-            assert scene.holding.unwanted_since[action.adapter] + GRACE <= NOW
+            unwanted = action.adapter not in scene.view.copies
+            assert not unwanted or scene.memory.unwanted_since[action.adapter] + GRACE <= NOW
 
 
 @given(scenes())
-def test_no_name_is_loaded_twice_and_each_from_its_own_folder(scene: Scene) -> None:
-    loads = [action for action in scene.diff() if isinstance(action, Load)]
-    assert len({load.adapter for load in loads}) == len(loads)
-    for load in loads:
-        assert load.adapter not in scene.holding.listed
-        assert load.path == scene.desired[load.adapter]
+def test_the_engine_is_never_asked_to_hold_more_than_it_has_room_for(scene: Scene) -> None:
+    held = len(scene.view.ours)
+    for action in scene.diff():
+        held += {Load: 1, Prove: 0, Unload: -1}[type(action)]
+        assert not isinstance(action, Load) or scene.view.room == 0 or held <= scene.view.room
+
+
+@given(scenes())
+def test_what_somebody_else_loaded_under_a_name_of_ours_is_neither_used_nor_touched(scene: Scene) -> None:
+    impostors = scene.view.impostors
+    assert not impostors.keys() & {action.adapter for action in scene.diff()}
+    assert all(root.startswith("/elsewhere/") for root in impostors.values())
+
+
+@given(scenes())
+def test_what_gives_way_comes_first_then_what_is_there_then_what_is_missing_in_its_order(scene: Scene) -> None:
+    done = scene.diff()
+    kinds = [(Unload, Prove, Load).index(type(action)) for action in done]
+    assert kinds == sorted(kinds)
+    for kind in (Prove, Load):
+        places = [scene.view.residents.index(action.adapter) for action in done if isinstance(action, kind)]
+        assert places == sorted(set(places))
 
 
 @given(scenes())
 def test_what_failed_is_left_alone_until_its_time_and_then_tried(scene: Scene) -> None:
-    waiting = {name for name, at in scene.holding.retry_at.items() if at > NOW}
-    assert not waiting & {action.adapter for action in scene.diff()}
-    later = {action.adapter for action in scene.diff(NOW + 1000)}
-    assert scene.desired.keys() - scene.holding.listed <= later
+    early = {name for name, at in scene.memory.retry_at.items() if at > NOW}
+    assert not early & {action.adapter for action in scene.diff()}
+    later = {action.adapter for action in replace(scene, view=replace(scene.view, room=0)).diff(NOW + 1000)}
+    assert set(scene.view.residents) - scene.view.listed.keys() <= later
 
 
-def test_what_serves_now_is_loaded_first() -> None:
-    desired = {"b@2": "/2", "a@1": "/1"}
-    assert [load.adapter for load in diff(desired, Holding(), lambda _: 0, NOW, GRACE)] == ["b@2", "a@1"]
+def test_a_load_waits_for_the_unload_that_makes_room() -> None:
+    old, new = NAMES[:2]
+    view = View(GPU, 1, True, {old: COPIES[old].path}, STORE, (new,), COPIES, room=1)
+    assert Scene(view, Memory(), used=[old]).diff() == []
+    assert Scene(view, Memory()).diff() == [Unload(old), Load(new)]
+
+
+def test_what_is_ours_is_told_by_where_the_engine_read_it() -> None:
+    name, digest = NAMES[0], DIGESTS[0]
+    home = f"{STORE}/sha256/{digest}"
+    for root, wanted, unwanted in (
+        (home, True, True),
+        (f"{STORE}/sha256/{DIGESTS[1]}", False, False),  # another version, loaded by hand under this name
+        (f"/engine/store-of-others/sha256/{digest}", False, False),
+        (f"{STORE}/../elsewhere/{digest}", False, False),
+        (f"/elsewhere/{digest}", False, False),
+        ("org/repo", False, False),
+        ("", False, False),
+    ):
+        assert (name in ours({name: root}, COPIES, STORE)) is wanted, root
+        assert (name in ours({name: root}, {}, STORE)) is unwanted, root
+    assert ours({"mine": home, "@" + digest[:12]: home}, {}, STORE) == frozenset()
+
+
+def test_what_the_engine_fetched_from_the_hub_itself_is_ours_where_it_may() -> None:
+    name, copy = NAMES[0], COPIES[NAMES[0]]
+    hub = replace(copy, hub=Hub("org/repo", "c" * 40))
+    assert ours({name: "org/repo"}, {name: hub}, STORE) == {name}
+    assert ours({name: copy.path}, {name: hub}, STORE) == {name}
+    assert ours({name: "org/other"}, {name: hub}, STORE) == frozenset()
