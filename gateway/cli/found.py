@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adapters import BaseModel, BaseModelError, FolderState, RefusedError, check, digest_of, scan
 from gateway.controlplane.config import Config
-from gateway.controlplane.registry import hub_cache, locate
+from gateway.controlplane.hub import hub_cache, locate
 
 _VERSION_DIGITS = 12
 

@@ -14,9 +14,9 @@ from adapters import check as judge
 from gateway.cli import admin
 from gateway.cli.options import DEFAULT_URL, AdminKey, AsJson, Url, read
 from gateway.cli.output import Failure, complain, print_json, say
+from gateway.controlplane.hub import hub_cache, locate
 from gateway.controlplane.launch import LORA_RANKS
 from gateway.controlplane.problems import nearest
-from gateway.controlplane.registry import hub_cache, locate
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from gateway import app
 from gateway.cli.options import ConfigFile
 from gateway.controlplane.loader import load
 
@@ -19,6 +18,9 @@ def serve(
     workers: Annotated[int | None, typer.Option(help="Instead of server.workers.")] = None,
 ) -> None:
     """Run the gateway, and the engines that the file asks it to run."""
+    # Most of a second of imports (FastAPI, the database) that no other command should wait for.
+    from gateway import app  # noqa: PLC0415
+
     given = {"host": host, "port": port, "workers": workers}
     overrides = {("server", key): value for key, value in given.items() if value is not None}
     raise typer.Exit(app.run(load(config, os.environ, overrides)))

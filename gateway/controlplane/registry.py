@@ -19,6 +19,7 @@ from types import MappingProxyType
 
 from adapters import AdapterStore, BaseModel, BaseModelError, check
 from gateway.controlplane.desired import AdapterRecord, VersionRecord, judged
+from gateway.controlplane.hub import locate
 from gateway.controlplane.records import Records
 from gateway.controlplane.versions import Host, Index
 
@@ -164,30 +165,3 @@ def _also_fits(record: AdapterRecord | None, digest: str, fingerprint: str) -> A
     if record is None or version is None or fingerprint in version.fits:
         return record  # removed meanwhile, or judged
     return judged(record, digest, (*version.fits, fingerprint))
-
-
-def locate(model: str, hub: Path) -> str:
-    """The model's folder, absolute: itself, or where the hub's client keeps that name; else the name as it is.
-
-    https://huggingface.co/docs/huggingface_hub/guides/manage-cache has the layout of the cache.
-    """
-    if os.path.isdir(model):
-        return os.path.abspath(model)
-    repository = hub / f"models--{model.replace('/', '--')}"
-    try:
-        revision = (repository / "refs" / "main").read_text(encoding="ascii").strip()
-    except (OSError, ValueError):
-        return model
-    folder = repository / "snapshots" / revision
-    return str(folder.absolute()) if folder.is_dir() else model
-
-
-def hub_cache(environ: Mapping[str, str]) -> Path:
-    """Where the Hugging Face hub's client keeps models.
-
-    https://huggingface.co/docs/huggingface_hub/package_reference/environment_variables
-    """
-    if cache := environ.get("HF_HUB_CACHE"):
-        return Path(cache)
-    home = environ.get("HF_HOME") or os.path.join(environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    return Path(home).expanduser() / "hub"

@@ -110,8 +110,8 @@ class Demand:
 
     `asked`: when a request last named an adapter (-inf: never); `recently`: those named not long ago.  `waiting`: since
     when somebody waits for one.  `users`: requests that one has on an upstream.  `ejected`: those that go, and are
-    loaded again when somebody waits for them.  `taken`: names of adapters that other models have.  `grace`: seconds that
-    a version stays which is not kept.
+    loaded again when somebody waits for them.  `taken`: names of adapters that other models have.  `grace`: seconds
+    that a version stays which is not kept.
     """
 
     now: float
