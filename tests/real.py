@@ -66,7 +66,7 @@ class Served:
     @contextlib.contextmanager
     def frozen(self) -> Iterator[None]:
         """The engine's core stands still: its server takes requests, and none gets any further, however fast the
-        machine.  What was cancelled meanwhile is cancelled before the core takes its next step."""
+        machine."""
         (core,) = (child for child in self.engine.children(recursive=True) if child.name() == "VLLM::EngineCore")
         core.suspend()
         try:
