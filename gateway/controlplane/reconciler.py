@@ -22,23 +22,31 @@ from gateway.domain.snapshot import Upstream
 
 log = logging.getLogger("gateway.adapters")
 
-_DRIFT = 5.0  # seconds between two looks without a reason
-_LONGEST_RETRY = 8.0  # so that an engine which is well again has its adapters within ten seconds
-_LASTING_RETRY = 60.0  # seconds after what asking again soon does not change
-
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds.  A load takes tens of milliseconds, but gigabytes from a slow disk, or over the network, take longer.
-    `place`: a place is waited for while an adapter that has one ends its answers.  `retry`: after the first failure;
-    twice as long after each further one, up to what keeps the promise of ten seconds."""
+    """Seconds.
+
+    `load`, `fetch` (from the hub), `unload`, `probe`: what the engine may take.  A load takes tens of milliseconds, but
+    gigabytes from a slow disk take longer.  `place`: waiting for one while an adapter that has it ends its answers.
+    `look`: between two looks without a reason.  `retry`: after the first failure, twice as long after each further one;
+    `longest_retry`: so that an engine which is well again has its adapters within ten seconds; `lasting_retry`: after
+    what asking again soon does not change.
+    """
 
     load: float = 120.0
     fetch: float = 600.0
     unload: float = 30.0
     probe: float = 20.0
     place: float = 300.0
+    look: float = 5.0
     retry: float = 1.0
+    longest_retry: float = 8.0
+    lasting_retry: float = 60.0
+
+    def delay(self, failures: int, *, lasting: bool) -> float:
+        """What is waited after so many failures in a row."""
+        return self.lasting_retry if lasting else min(self.longest_retry, self.retry * 2 ** min(failures - 1, 10))
 
 
 _DONE = {Load: "loaded %s", Prove: "answers with %s", Unload: "unloaded %s"}
@@ -149,7 +157,7 @@ class Reconciler:
     async def _settle(self) -> float:
         """Does what is to be done now; seconds until it is worth looking again."""
         view = self._view()
-        if view is not None and self._engine == view.engine and self._clock() - self._looked >= _DRIFT:
+        if view is not None and self._engine == view.engine and self._clock() - self._looked >= self._limits.look:
             await self._look()
         while (view := self._view()) is not None:
             memory = self._observe(view)
@@ -161,7 +169,7 @@ class Reconciler:
             if not await self._apply(actions[0], view):
                 return self._limits.retry
         self._begin(None)
-        return _DRIFT
+        return self._limits.look
 
     def _observe(self, view: View) -> Memory:
         """Brings what is remembered in line with what the engine lists."""
@@ -319,12 +327,9 @@ class Reconciler:
     def _fail(self, action: Action, error: lora.LoadError) -> None:
         before = self._failures.get(action.adapter)
         attempts = 1 if before is None else before.attempts + 1
+        delay = self._limits.delay(attempts, lasting=error.lasting)
         if isinstance(error, lora.Unsound):
             delay = math.inf  # neither the content nor the engine will be another
-        elif error.lasting:
-            delay = _LASTING_RETRY
-        else:
-            delay = min(_LONGEST_RETRY, self._limits.retry * 2 ** min(attempts - 1, 10))
         failure = _Failure(action, str(error), error.lasting, attempts, self._clock() + delay)
         self._failures = {**self._failures, action.adapter: failure}
         log.warning("engine %s, adapter %s: %s", self.name, action.adapter, error)
@@ -333,4 +338,4 @@ class Reconciler:
     def _pause(self, memory: Memory, now: float) -> float:
         graces = (since + self._grace for since in memory.unwanted_since.values())
         later = (at - now for at in (*memory.retry_at.values(), *graces) if at > now)
-        return min([max(0.0, self._looked + _DRIFT - now), *later])
+        return min([max(0.0, self._looked + self._limits.look - now), *later])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from enum import Enum
@@ -26,6 +27,10 @@ class Fault(Enum):
     LOSE = "it does what it was asked, and hangs up"
 
 
+#: Status and body, or what it does instead.
+Said = tuple[int, Any] | Fault
+
+
 class VLLM:
     """One engine that somebody else runs.
 
@@ -37,7 +42,7 @@ class VLLM:
     `refuses`: its worker's error for every load, when there is one.  `forgets`: so many loads that it claims and does
     not do; `keeps`: the same for unloads.  `blind`: it cannot see the gateway's files, but for what `hub` has.
     `poisoned`: it computes NaN with every adapter.  `status`: its answer to everything, when not 0.  `says`: path →
-    status and body of an answer of the test's own, or a Fault.
+    an answer of the test's own, or several, each for one request.  `reached`: path → requests, answered or not.
     """
 
     def __init__(
@@ -48,7 +53,7 @@ class VLLM:
         self.key = key
         self.version = version
         self.max_loras = max_loras
-        self.decoding: set[str] = set()
+        self.decoding: Counter[str] = Counter()
         self.mixed = 0
         self.adapters: dict[str, str] = {}
         self.asked: list[tuple[str, str]] = []
@@ -62,7 +67,8 @@ class VLLM:
         self.hub: set[str] = set()
         self.poisoned = False
         self.status = 0
-        self.says: dict[str, tuple[int, Any] | Fault] = {}
+        self.says: dict[str, Said | list[Said]] = {}
+        self.reached: Counter[str] = Counter()
         self._port = 0
         self._server: asyncio.Server | None = None
         self._clients: set[asyncio.StreamWriter] = set()
@@ -122,7 +128,11 @@ class VLLM:
         method, path, _ = start.split(" ")
         fields = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
         body = await reader.readexactly(int(fields.get("content-length", "0")))
+        self.reached[path] += 1
+        self._happened.set()
         said = self.says.get(path)
+        if isinstance(said, list):
+            said = said.pop(0) if said else None
         answer: Any
         if said is Fault.HANG:
             await reader.read()  # until the other side has enough
@@ -200,7 +210,7 @@ class VLLM:
             cause = f"Worker failed with error '{self.refuses}'"
             text = f"Call to add_lora method failed: {cause}, please check the stack trace above for the root cause"
             return 500, error(text, "InternalServerError", 500)
-        if self.version < "0.26.0" and len(self.decoding | {name}) > self.max_loras:
+        if self.version < "0.26.0" and len({*+self.decoding, name}) > self.max_loras:
             self.mixed += 1
         if self.forgets:
             self.forgets -= 1
