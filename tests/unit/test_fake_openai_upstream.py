@@ -13,6 +13,7 @@ from tests import wire
 from tests.fakes import faults
 from tests.fakes.openai_dialect import PIECES
 from tests.fakes.openai_upstream import Behaviour, OpenAIUpstream, Script
+from tests.patience import LATE
 
 ASK = [{"role": "user", "content": "Name five numbers."}]
 TOOL = {
@@ -142,7 +143,7 @@ async def test_the_ledger_tells_what_was_asked_and_how_much_was_said(
     (attempt,) = upstream.ledger
     assert attempt.request.json == {"messages": ASK, "model": "m", "unknown": 1}
     assert attempt.request.header("authorization") == "Bearer sk-right"
-    await asyncio.wait_for(attempt.over.wait(), 1)
+    await asyncio.wait_for(attempt.over.wait(), LATE)
     assert (attempt.tokens, attempt.outcome) == (5, "answered")
 
 
@@ -159,9 +160,9 @@ async def test_the_ledger_tells_when_the_client_left(leave: str) -> None:
         left = asyncio.get_running_loop().time()
         getattr(client, leave)()
         attempt = await upstream.attempt(0)
-        await asyncio.wait_for(attempt.over.wait(), 1)
+        await asyncio.wait_for(attempt.over.wait(), LATE)
         assert (attempt.tokens, attempt.outcome) == (3, "left")
-        assert 0 <= attempt.ended - left < 0.25
+        assert 0 <= attempt.ended - left < LATE
 
 
 @pytest.mark.parametrize(
