@@ -227,7 +227,7 @@ async def test_a_route_that_is_none_is_an_error_in_the_same_form(
 ) -> None:
     async with wire.connected(gateway.url) as client:
         await client.request(method, path, headers=AUTH)
-        reply = await asyncio.wait_for(client.reply(), 5)
+        reply = await asyncio.wait_for(client.reply(), LATE)
     assert reply.status == status
     assert reply.error["message"]
 

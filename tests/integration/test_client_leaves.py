@@ -96,7 +96,7 @@ class Watched:
         await send({"type": "http.response.body", "body": b"early"})
 
     async def late(self, client: ClientConnection, gone: asyncio.Event, receive: Any, send: Any) -> None:
-        await asyncio.sleep(1)
+        await asyncio.sleep(3)
         size, more = 0, True
         while more:
             message = await receive()
@@ -262,7 +262,7 @@ def connections() -> list[Any]:
 @pytest.fixture
 def impatient() -> Iterator[tuple[Served, Watched]]:
     app = Watched()
-    with served(app, EdgeLimits(write_stall=0.4, body_timeout=0.3)) as server:
+    with served(app, EdgeLimits(write_stall=0.4, body_timeout=1.0)) as server:
         yield server, app
 
 

@@ -79,10 +79,10 @@ def draining(path: str, **options: Any) -> Iterator[tuple[Any, Gateway, RawClien
     gateway = Gateway()
     with served(gateway, end_streams=gateway.end_streams, **options) as server, RawClient(server.port) as client:
         client.send(request(path))
-        assert gateway.running.acquire(timeout=10)
+        assert gateway.running.acquire(timeout=LATE)
         gateway.draining = True
         server.ask_to_stop()
-        assert server.draining.wait(10)
+        assert server.draining.wait(LATE)
         yield server, gateway, client
 
 
@@ -95,7 +95,7 @@ def test_a_stream_that_runs_is_finished_before_anything_stops() -> None:
         assert server.steps == ["begin_drain"]
         gateway.finish.set()
         assert client.read_rest().endswith(b"3\r\nend\r\n0\r\n\r\n")
-        assert server.ended.wait(10)
+        assert server.ended.wait(LATE)
         assert server.steps == ["begin_drain", "shutdown", "shut down"]
 
 
@@ -120,7 +120,7 @@ def test_streams_that_do_not_end_in_time_are_ended_by_the_application() -> None:
     with draining("stream", drain_timeout=0.2) as (server, _, client):
         rest = client.read_rest()
         assert rest.endswith(b"token\r\n")  # cut: no terminating chunk
-        assert server.ended.wait(10)
+        assert server.ended.wait(LATE)
         assert server.steps == ["begin_drain", "end_streams", "shutdown", "shut down"]
 
 
@@ -130,7 +130,7 @@ def test_an_answer_that_is_still_being_read_is_sent_whole() -> None:
         client.send(request("large"))
         client.read_until(b"\r\n\r\n")
         server.ask_to_stop()
-        assert server.draining.wait(10)
+        assert server.draining.wait(LATE)
         assert client.read_rest().endswith(b"aaa\r\n0\r\n\r\n")
     assert server.steps[-1] == "shut down"
 
@@ -247,7 +247,7 @@ def test_a_signal_lets_requests_finish_and_the_process_ends_well(number: signal.
         client.read_until(b"token")
         running.send_signal(number)
         assert client.read_rest().endswith(b"3\r\nend\r\n0\r\n\r\n")
-        out, errors = running.communicate(timeout=10)
+        out, errors = running.communicate(timeout=LATE)
         assert (running.returncode, out, errors) == (0, "begin_drain\nshutdown\n", "")
 
 
