@@ -32,6 +32,7 @@ from gateway.controlplane.desired import AdapterRecord, promoted, rolled_back
 from gateway.controlplane.drift import View, ours
 from gateway.controlplane.engines import Engine, EngineMetrics, EngineState, EngineStatus
 from gateway.controlplane.folders import Folders
+from gateway.controlplane.hub import hub_cache
 from gateway.controlplane.imports import Imports
 from gateway.controlplane.intake import Intake
 from gateway.controlplane.lives import Lives
@@ -39,12 +40,13 @@ from gateway.controlplane.observed import AdapterStatus, Observed, UpstreamState
 from gateway.controlplane.probes import Probe, Seen
 from gateway.controlplane.reconciler import Reconciler
 from gateway.controlplane.records import Records
-from gateway.controlplane.registry import Registry, hub_cache
+from gateway.controlplane.registry import Registry
 from gateway.controlplane.residence import Residence, Traffic
 from gateway.controlplane.residency import room
 from gateway.controlplane.sizing import engine_spec
 from gateway.controlplane.storage import Storage
 from gateway.controlplane.versions import Holding, Host, Standing, due, kept
+from gateway.domain.errors import StorageError
 from gateway.domain.snapshot import EMPTY, Snapshot, Upstream
 
 log = logging.getLogger("gateway.plane")
@@ -53,6 +55,7 @@ _GRACE = 30.0  # seconds between the last wish for an adapter and its unloading
 _FIRST_LOOK = 60.0  # seconds that taking up what folders hold may hold up the start
 _JUDGING = 2.0  # seconds between two looks for base models that were not on this machine
 _COLLECTING = 60.0  # seconds between two collections of what the store holds in vain
+_STORAGE_RETRY = 5.0  # seconds until a name is moved again that the storage did not take
 _AGAIN = 1.0  # seconds until a part starts again that a fault of ours ended
 _STOP_MARGIN = 5.0  # seconds beyond its own limit that an engine gets to end
 _STATIC = Seen(UpstreamState.UP)
@@ -194,6 +197,7 @@ class ControlPlane:
             await asyncio.wait({self._task})
         await asyncio.gather(*(_stop(engine) for engine in self._engines.values()))
         if self._storage is not None:
+            await self.registry.settled()
             await self._storage.close()
 
     def demand(self, adapter: str) -> None:
@@ -300,8 +304,13 @@ class ControlPlane:
         moved = False
         for name, record in self.registry.records.items():
             if record.next is not None and (digest := due(record, self._standings)) is not None:
-                await self.registry.move(name, partial(_promoted_to, digest))
-                moved = True
+                try:
+                    await self.registry.move(name, partial(_promoted_to, digest))
+                except StorageError as error:  # the name stays where it is, and what it points to serves on
+                    log.error("adapter %s cannot be moved to %s: %s", name, digest[:12], error.message)
+                    asyncio.get_running_loop().call_later(_STORAGE_RETRY, self._changed.set)
+                else:
+                    moved = True
         return moved
 
     async def _judge(self) -> None:

@@ -56,6 +56,7 @@ class Residence:
         self._clock = clock
         self._demanded: set[str] = set()  # what requests said that they wait for; whether they still do, they know
         self._called: dict[str, list[float]] = {}  # adapter → since when people wait for it
+        self._answered: dict[str, float] = {}  # adapter → when the last of them went away
         self._ejected: set[str] = set()
 
     def demand(self, adapter: str) -> None:
@@ -75,6 +76,7 @@ class Residence:
             self._called[adapter].remove(now)
             if not self._called[adapter]:
                 del self._called[adapter]
+            self._answered[adapter] = self._clock()
 
     def eject(self, adapter: str) -> None:
         """It goes when it has no more requests, and is not loaded until somebody waits for it."""
@@ -101,6 +103,7 @@ class Residence:
         """How each engine stands now.  `holdings`: what each has, by upstream; `taken`: names of other models."""
         now = self._clock()
         self._ejected.intersection_update(index.by_adapter)
+        self._answered = {adapter: at for adapter, at in self._answered.items() if adapter in index.by_adapter}
         demand = self._demand(now, taken)
         standings = {}
         changes = []
@@ -125,13 +128,13 @@ class Residence:
         return MappingProxyType(standings)
 
     def _demand(self, now: float, taken: Collection[str]) -> Demand:
-        asked = self._traffic.last_asked
-        recently = [a for a, at in asked.items() if self._idle is None or now - at < self._idle]
+        requested, called = self._traffic.last_asked, self._answered
+        asked = {**requested, **{adapter: max(at, requested.get(adapter, at)) for adapter, at in called.items()}}
         return Demand(
             now,
             self._grace,
             lambda adapter: asked.get(adapter, -math.inf),
-            recently,
+            [adapter for adapter, at in asked.items() if self._idle is None or now - at < self._idle],
             self.waiting(),
             self._traffic.users,
             self._ejected,

@@ -241,6 +241,25 @@ async def test_a_version_that_is_needed_no_more_is_unloaded_after_its_last_reque
         assert vllm.asked[-1] == ("unload", first)
 
 
+async def test_an_old_version_that_somebody_loads_by_hand_stays_as_long_as_one_that_was_asked_for(shelf: Shelf) -> None:
+    shelf.put("pirate")
+    async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
+        await watch.until(lambda: watch.ready("pirate"))
+        oldest = watch.version("pirate")
+        assert oldest is not None
+        for _ in range(2):
+            before = watch.version("pirate")
+            shelf.put("pirate")
+            await watch.until(lambda before=before: watch.version("pirate") != before)
+        name, _, version = oldest.partition("@")
+        await watch.until(lambda: watch.phases[name, version] == "Unloaded")
+        await AdapterAdmin(plane, watch.config).load(name, version)
+        plane.advance()
+        assert watch.phases[name, version] == "Ready"
+        await watch.until(lambda: watch.phases[name, version] == "Unloaded")
+        assert vllm.asked[-1] == ("unload", oldest)
+
+
 async def test_a_folder_that_goes_takes_its_name_away_at_once_and_its_weights_after_the_last_request(
     shelf: Shelf,
 ) -> None:
