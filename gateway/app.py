@@ -19,6 +19,7 @@ from gateway.controlplane.plane import ControlPlane
 from gateway.controlplane.toolparsers import with_tool_parsers
 from gateway.dataplane.pipeline import Pipeline
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
+from gateway.domain.errors import StorageError
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 
@@ -115,6 +116,10 @@ async def _serve(config: Config, listener: socket.socket) -> int:
         _log.info("listening on http://%s:%d", shown, port)
 
     with stop.on_signals():
-        await gateway.serve(listener, stop, listening)
+        try:
+            await gateway.serve(listener, stop, listening)
+        except StorageError as error:
+            _log.error("%s", error.message)
+            return 1
     _log.info("stopped")
     return 0

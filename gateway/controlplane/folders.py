@@ -21,7 +21,7 @@ from gateway.controlplane.intake import Intake, NoEngine
 from gateway.controlplane.observed import Phase
 from gateway.controlplane.registry import Registry
 from gateway.controlplane.versions import Host
-from gateway.domain.errors import StorageError
+from gateway.domain.errors import Conflict, StorageError
 
 log = logging.getLogger("gateway.adapters")
 
@@ -137,19 +137,17 @@ class Folders:
 
     async def _take_up(self, folder: FolderState, hosts: Mapping[str, Host], room: asyncio.Semaphore) -> None:
         async with room:
-            if await self._known_already(folder):
-                self._settle(folder.name, _Content(folder.fingerprint))
-                return
-            self._tell(folder.name, Arrival(Phase.VALIDATING))
             try:
-                await self._intake.take(
-                    folder.name, FolderSource(folder.path), watched=True, promote=True, progress=lambda _: None
-                )
+                if not await self._known_already(folder):
+                    self._tell(folder.name, Arrival(Phase.VALIDATING))
+                    await self._intake.take(
+                        folder.name, FolderSource(folder.path), watched=True, promote=True, progress=lambda _: None
+                    )
             except NoEngine as error:
                 self._tell(folder.name, Arrival(Phase.PENDING, str(error)))
             except ImportRefused as error:
                 self._refuse(folder.name, _Content(folder.fingerprint, refused_by=hosts), str(error))
-            except (ImportFailed, StorageError, OSError) as error:
+            except (ImportFailed, Conflict, StorageError, OSError) as error:
                 content = _Content(folder.fingerprint, retry_at=self._clock() + _RETRY)
                 self._refuse(folder.name, content, f"it could not be taken into {self._settings.store}: {error}")
             else:
@@ -173,10 +171,14 @@ class Folders:
         return True
 
     async def _forget(self, name: str) -> None:
+        try:
+            if name in self._registry.records:
+                await self._registry.move(name, _without_watched)
+        except StorageError as error:  # the next look finds it gone, too
+            log.error("the folder of adapter %s is gone, and that cannot be stored: %s", name, error.message)
+            return
         log.info("the folder of adapter %s is gone", name)
         self._contents.pop(name, None)
-        if name in self._registry.records:
-            await self._registry.move(name, _without_watched)
         self._tell(name, None)
 
     def _refuse(self, name: str, content: _Content, reason: str) -> None:

@@ -78,6 +78,11 @@ class Registry:
         self._changed()
         return after
 
+    async def settled(self) -> None:
+        """Returns when the moves that were asked for until now are made."""
+        async with self._moving:
+            pass
+
     def verify(self, digest: str) -> object:
         """Reads a version again, in the thread that calls.  Raises StoreError, OSError."""
         return self.store.verify(digest)
