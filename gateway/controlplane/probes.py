@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -70,8 +71,9 @@ class Probe:
         self._identify = identify
         self._upstream: Upstream | None = None
         self._failures = 0
-        self._due = 0.0  # the loop's clock
-        self._ended = -_SUSPICION_GAP
+        self._due = 0.0  # the loop's clock, like all of these: when the next round is that nobody asks for
+        self._wanted = math.inf  # when the next round is that somebody asks for
+        self._looked = -_SUSPICION_GAP  # when the last round began or ended
         self._wake = asyncio.Event()
         self._awaited: list[asyncio.Future[None]] = []
 
@@ -89,7 +91,7 @@ class Probe:
 
     def suspect(self) -> None:
         """Somebody saw it fail: a round at once, or as soon as the gap allows."""
-        self._due = min(self._due, self._ended + _SUSPICION_GAP)
+        self._wanted = min(self._wanted, self._looked + _SUSPICION_GAP)
         self._wake.set()
 
     async def refresh(self) -> bool:
@@ -98,7 +100,7 @@ class Probe:
             return False
         done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._awaited.append(done)
-        self._due = 0.0
+        self._wanted = 0.0
         self._wake.set()
         await done
         return self.seen.state is UpstreamState.UP and self._failures == 0
@@ -113,7 +115,7 @@ class Probe:
                     continue
                 async with Contact(upstream) as contact:
                     while upstream is self._upstream:
-                        if (wait := self._due - asyncio.get_running_loop().time()) > 0:
+                        if (wait := min(self._due, self._wanted) - asyncio.get_running_loop().time()) > 0:
                             await self._sleep(wait)
                         else:
                             await self._round(contact, upstream)
@@ -129,13 +131,16 @@ class Probe:
         self._wake.clear()
 
     async def _round(self, contact: Contact, upstream: Upstream) -> None:
+        # Whoever asks from here on asks for another round.
         awaited, self._awaited = self._awaited, []
+        self._wanted = math.inf
+        self._looked = asyncio.get_running_loop().time()
         try:
             seen, patience = await self._ask(contact, upstream)
             if upstream is self._upstream:
                 self._conclude(seen, patience)
         finally:
-            self._ended = asyncio.get_running_loop().time()
+            self._looked = asyncio.get_running_loop().time()
             _resolve(awaited)
 
     def _conclude(self, seen: Seen, patience: int) -> None:
