@@ -8,7 +8,7 @@ the hub lists for it. Only the adapter's own files are asked for.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, Protocol
@@ -31,11 +31,13 @@ _HEX: Mapping[str, re.Pattern[str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """An adapter in a repository. `source` names the commit; `checkpoint`: taken, as there is none at the top."""
+    """An adapter in a repository. `source` names the commit; `checkpoint`: taken, as there is none at the top;
+    `explain` says in words what the hub's answer to a request for a file means."""
 
     source: HubSource
     files: Mapping[str, Wanted]
     checkpoint: str | None
+    explain: Callable[[AnswerError], FetchError]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,8 @@ class _Repository(Protocol):
     def folder(self, commit: str, path: str | None) -> _Folder: ...
 
     def file(self, commit: str, path: str) -> Ask: ...
+
+    def explain(self, error: AnswerError) -> FetchError: ...
 
 
 def resolve(source: HubSource, web: Web, environ: Mapping[str, str], limit: int) -> Resolved:
@@ -87,7 +91,7 @@ def resolve(source: HubSource, web: Web, environ: Mapping[str, str], limit: int)
             files[name] = Wanted(f"{resolved}/{name}", ask, found.digest, MAX_BYTES[name], found.size)
     if sum(wanted.size or 0 for wanted in files.values()) > limit:
         raise too_large(str(resolved), limit)
-    return Resolved(resolved, files, checkpoint)
+    return Resolved(resolved, files, checkpoint, hub.explain)
 
 
 class _HuggingFace:
@@ -123,22 +127,26 @@ class _HuggingFace:
     def file(self, commit: str, path: str) -> Ask:
         return Ask(f"{self._endpoint}/{self._source.repo}/resolve/{commit}/{percent(path)}", self._credentials)
 
+    def explain(self, error: AnswerError) -> FetchError:
+        """https://huggingface.co/docs/hub/en/models-gated; the codes are those that huggingface_hub 2.4 knows."""
+        match error.headers.get("x-error-code"):
+            case "RevisionNotFound":
+                why = "the repository has no such revision"
+            case "EntryNotFound":
+                why = "the repository has no such folder or file"
+            case "GatedRepo":
+                why = "the repository is gated: accept its terms on its page, and set HF_TOKEN to that account's token"
+            case _ if error.status in (401, 403, 404):
+                why = "there is no such repository for us: check the name; a private one needs HF_TOKEN"
+            case _:
+                return error
+        return FetchError(f"{self._source}: {why}")
+
     def _json(self, path: str) -> object:
         try:
             return self._web.json(Ask(self._endpoint + path, self._credentials), str(self._source))
         except AnswerError as error:
-            code = error.headers.get("x-error-code")
-            if code == "RevisionNotFound":
-                raise FetchError(f"{self._source}: the repository has no such revision") from None
-            if code == "GatedRepo":
-                remedy = "accept its terms on its page, and set HF_TOKEN to a token of that account"
-                raise FetchError(f"{self._source}: the repository is gated: {remedy}") from None
-            if code == "EntryNotFound":
-                raise FetchError(f"{self._source}: the repository has no such folder") from None
-            if error.status in (401, 403, 404):
-                remedy = "check the name; a private one needs HF_TOKEN in the gateway's environment"
-                raise FetchError(f"{self._source}: there is no such repository for us: {remedy}") from None
-            raise
+            raise self.explain(error) from None
 
 
 class _ModelScope:
@@ -180,19 +188,22 @@ class _ModelScope:
     def file(self, commit: str, path: str) -> Ask:
         return Ask(f"{self._base}/repo?{urlencode({'Revision': commit, 'FilePath': path})}", self._credentials)
 
+    def explain(self, error: AnswerError) -> FetchError:
+        return self._unknown() if error.status in (401, 403, 404) else error
+
     def _data(self, path: str, **query: str) -> object:
-        remedy = "check the name; a private one needs MODELSCOPE_API_TOKEN in the gateway's environment"
-        unknown = FetchError(f"{self._source}: there is no such repository for us: {remedy}")
         try:
             answer = self._web.json(Ask(f"{self._base}{path}?{urlencode(query)}", self._credentials), str(self._source))
         except AnswerError as error:
-            if error.status in (401, 403, 404):
-                raise unknown from None
-            raise
+            raise self.explain(error) from None
         match answer:
             case {"Code": 200, "Data": data}:
                 return data
-        raise unknown
+        raise self._unknown()
+
+    def _unknown(self) -> FetchError:
+        why = "there is no such repository for us: check the name; a private one needs MODELSCOPE_API_TOKEN"
+        return FetchError(f"{self._source}: {why}")
 
 
 def _endpoint(text: str) -> str:

@@ -56,7 +56,10 @@ def _bring_files(found: hub.Resolved, web: Web, folder: Path, progress: Progress
     _require_space(folder, total)
     done = 0
     for name, wanted in found.files.items():
-        web.fetch(wanted, folder / name, partial(_tell, progress, done, total))
+        try:
+            web.fetch(wanted, folder / name, partial(_tell, progress, done, total))
+        except AnswerError as error:
+            raise found.explain(error) from None
         done += wanted.size or 0
 
     def fill(target: Path) -> None:

@@ -131,15 +131,15 @@ class Web:
 
     def _complete(self, wanted: Wanted, path: Path, progress: Callable[[int, int | None], None]) -> bool:
         """Until all of the file is there; whether there was something of it before."""
-        had = _size(path)
+        had = most = _size(path)
         failures = 0
         while True:
-            before = _size(path)
             try:
                 self._go_on(wanted, path, progress)
                 return had > 0
             except _Interrupted as error:
-                failures = 1 if _size(path) > before else failures + 1
+                failures = 1 if _size(path) > most else failures + 1
+                most = max(most, _size(path))
                 self._pause(error, failures, wanted.shown)
 
     def _go_on(self, wanted: Wanted, path: Path, progress: Callable[[int, int | None], None]) -> None:
@@ -151,15 +151,19 @@ class Web:
             have = 0
         headers = {"range": f"bytes={have}-"} if have else {}
         with self._answer(wanted.ask(), headers, wanted.shown) as answer:
-            begin, total = _extent(answer, have, wanted.shown)
-            if begin == total == have:
-                return
+            _expect(answer, wanted.shown, 200, *((206, 416) if have else ()))
+            begin, total = _extent(answer, have)
+            if have and begin == total:
+                return  # it was all there
+            if begin > have:
+                path.unlink()
+                raise _Interrupted("the server does not go on where it was asked to")
             if (total or 0) > wanted.most:
                 raise too_large(wanted.shown, wanted.most)
             with path.open("r+b" if path.exists() else "xb") as file:
                 file.truncate(begin)
                 file.seek(begin)
-                for chunk in answer.iter_raw(_CHUNK):
+                for chunk in answer.iter_raw():  # as they come: a cut loses none
                     begin += len(chunk)
                     if begin > wanted.most:
                         raise too_large(wanted.shown, wanted.most)
@@ -223,19 +227,16 @@ def _expect(answer: httpx2.Response, shown: str, *statuses: int) -> None:
         raise AnswerError(f"{shown}: the server answers {status}", status, answer.headers)
 
 
-def _extent(answer: httpx2.Response, have: int, shown: str) -> tuple[int, int | None]:
-    """Where the bytes of the answer belong, and how many the file has in all."""
-    _expect(answer, shown, 200, *((206, 416) if have else ()))
+def _extent(answer: httpx2.Response, have: int) -> tuple[int, int | None]:
+    """Where the bytes of the answer begin in the file, and how many that has in all; beyond what we have, when they do
+    not begin where they were asked for."""
     if answer.status_code == 200:  # all of it, even if only the rest was asked for
         length = answer.headers.get("content-length", "")
         return 0, int(length) if length.isdecimal() else None
     found = _RANGE.fullmatch(answer.headers.get("content-range", ""))
     total = int(found[2]) if found and found[2] != "*" else None
-    if answer.status_code == 416 and total == have:
-        return have, have
-    if answer.status_code == 416 or not found or found[1] != str(have):
-        raise AnswerError(f"{shown}: the server does not go on where it was asked to", 416, answer.headers)
-    return have, total
+    wanted = total == have if answer.status_code == 416 else found is not None and found[1] == str(have)
+    return (have if wanted else have + 1), total
 
 
 def _in_words(error: httpx2.HTTPError) -> str:

@@ -17,6 +17,7 @@ import re
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -88,8 +89,7 @@ class FakeHub:
 @contextmanager
 def fake_hub(tls: ssl.SSLContext | None = None) -> Iterator[FakeHub]:
     """Serves on a free port of loopback until the block ends."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler, bind_and_activate=True)
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), _Handler)
     if tls is not None:
         server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     hub = FakeHub(f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}")
@@ -116,6 +116,14 @@ def certificate(folder: Path) -> tuple[Path, ssl.SSLContext]:
     return certificate, context
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), OSError):  # clients leave as they like
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -137,7 +145,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif path.startswith("/api/models/"):
             self._hugging_face(path.removeprefix("/api/models/"))
         elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([0-9a-f]+)/(.+)", path):
-            if self._admitted() and self._known(found[1], found[2]):
+            if self.hub.gated:  # everybody may see what there is
+                self._say(403, headers={"x-error-code": "GatedRepo"})
+            elif self._admitted() and self._known(found[1], found[2]):
                 self._redirect_or_bytes(self.hub.repositories[found[1]].get(found[3]))
         elif path.startswith("/files/"):
             self._bytes(self.hub.files.get(path.removeprefix("/files/")))
@@ -177,9 +187,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(404, headers={"x-error-code": "EntryNotFound"})
 
     def _admitted(self) -> bool:
-        if self.hub.gated:
-            self._say(403, headers={"x-error-code": "GatedRepo"})
-        elif self.hub.token is not None and self.headers["authorization"] != f"Bearer {self.hub.token}":
+        if self.hub.token is not None and self.headers["authorization"] != f"Bearer {self.hub.token}":
             self._say(401, headers={"x-error-code": "RepoNotFound"})
         else:
             return True
@@ -294,7 +302,8 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"content-length": str(len(body)), **(headers or {})}
         self.send_response(status)
         for name, value in headers.items():
-            self.send_header(name, value)
+            if value:
+                self.send_header(name, value)
         self.end_headers()
         try:
             self.wfile.write(body if cut is None else body[:cut])
