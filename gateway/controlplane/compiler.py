@@ -155,7 +155,7 @@ def upstream_record(
     """What backend and transport need to speak to it.
 
     An engine of the gateway's own has the rest from its process: an `endpoint`, without which it does not listen yet
-    and has port 0, and `max_loras`, with which it was started.
+    and has port 0, and `max_loras`, with which it was started.  For any other, that counts where the file does not say.
     """
     headers = dict(upstream.headers)
     if upstream.engine is not None:
@@ -165,7 +165,7 @@ def upstream_record(
     else:
         address = values.address(upstream.base_url or "")
         key = upstream.api_key
-        max_loras = upstream.adapters.max_loras or 0
+        max_loras = upstream.adapters.max_loras or max_loras
     if key is not None:
         headers.setdefault("authorization", Secret(f"Bearer {key.reveal()}"))
     return Upstream(

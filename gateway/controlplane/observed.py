@@ -39,7 +39,8 @@ class UpstreamStatus:
     `models`: the last list that it gave, kept while it is down.  `since`: when it came into this state.
     `endpoint`: where it listens, for an engine that the gateway runs.  `message` is for the operator; `progress`, what
     an engine does while it boots, for everybody.  `max_loras`: different adapters that it computes with at once, as the
-    gateway has started it; 0: no limit.  `held`: the adapters that the engine has now, by their names in it.
+    gateway has started it or must suppose; 0: no limit.  `held`: the adapters that the engine has now, by their names
+    in it.
     """
 
     state: UpstreamState

@@ -33,6 +33,7 @@ from gateway.controlplane.drift import View, ours
 from gateway.controlplane.engines import Engine, EngineMetrics, EngineState, EngineStatus
 from gateway.controlplane.folders import Folders
 from gateway.controlplane.hub import hub_cache
+from gateway.controlplane.hubhead import HubHead
 from gateway.controlplane.imports import Imports
 from gateway.controlplane.intake import Intake
 from gateway.controlplane.lives import Lives
@@ -97,6 +98,7 @@ class ControlPlane:
         self._traffic = traffic
         self._metrics = metrics
         self._changed = asyncio.Event()
+        self._moved = asyncio.Event()  # an engine has another base model, or other limits
         self._task: asyncio.Task[None] | None = None
         self._engines: dict[str, Engine] = {}
         self._storage: Storage | None = None
@@ -141,6 +143,7 @@ class ControlPlane:
                 refresh=self._probes[upstream.name].refresh,
                 verify=self.registry.verify,
                 place=traffic.reserve,
+                head=HubHead(environ),
                 in_use=partial(traffic.users, upstream.name),
                 changed=self._changed.set,
                 clock=time.monotonic,
@@ -316,8 +319,11 @@ class ControlPlane:
     async def _judge(self) -> None:
         """Holds versions against base models that appear, for as long as there are engines."""
         while True:
+            self._moved.clear()
             await self.registry.survey(self.hosts().values())
-            await asyncio.sleep(_JUDGING)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_JUDGING):
+                    await self._moved.wait()
 
     async def _collect(self) -> None:
         grace = self._config.adapters.gc_grace
@@ -360,6 +366,7 @@ class ControlPlane:
         self._observed, self._standings, self._hosted = observed, standings, hosts
         self._waited_for = bool(waiting)
         if moved:
+            self._moved.set()
             self.folders.wake()
         for reconciler in self._reconcilers.values():
             reconciler.wake()
@@ -377,10 +384,16 @@ class ControlPlane:
             endpoint = engine.endpoint
             probe.retarget(upstream_record(self._config, upstream, endpoint) if endpoint is not None else None)
         seen = _STATIC if probe is None else probe.seen
-        max_loras = self._engines[name].spec.max_loras if name in self._engines else 0
-        status = _status(seen, engine, max_loras, time.monotonic())
+        status = _status(seen, engine, self._max_loras(upstream, seen), time.monotonic())
         before = self._observed.upstreams.get(name)
         return replace(status, since=before.since) if before is not None and before.state is status.state else status
+
+    def _max_loras(self, upstream: UpstreamSettings, seen: Seen) -> int:
+        """vLLM's own default is 1, and one that is not steady must not be thought to have more places than it has: its
+        loads wait for a free one."""
+        if (engine := self._engines.get(upstream.name)) is not None:
+            return engine.spec.max_loras
+        return 0 if upstream.kind != "vllm" or lora.steady(seen.version) else 1
 
     def hosts(self) -> Mapping[str, Host]:
         """The engines that may hold adapters, as far as their base model is known."""
@@ -426,14 +439,17 @@ class ControlPlane:
     def _view(self, upstream: UpstreamSettings) -> View | None:
         """What the reconciler of this upstream is to do.  The list is the probe's newest; what is to be held is what
         was published, so that nothing is unloaded that a request may still be sent to.  None also while what was
-        published was meant for another base model."""
+        published was meant for another base model, or its base model was not looked at: what is not known to fit is not
+        taken for what does not."""
         name = upstream.name
         status, standing = self._observed.upstreams[name], self._standings.get(name)
         seen = self._probes[name].seen
         if status.state is not UpstreamState.UP or seen.state is not UpstreamState.UP or standing is None:
             return None
         host = self.hosts().get(name)
-        if standing.host is None or host is None or host.model != standing.host.model:
+        if standing.host is None or standing.host.fingerprint is None:
+            return None
+        if host is None or host.model != standing.host.model:
             return None
         return View(
             upstream=self._record(name, status),
