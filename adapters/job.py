@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from adapters.sources.source import Source, as_job, from_job
+from adapters.strict_json import loads
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,9 @@ def as_line(job: Job) -> bytes:
 def parse(line: bytes) -> Job:
     """The job of a line. Raises ValueError."""
     try:
-        values = json.loads(line)
+        values = loads(line)
+        if not isinstance(values, dict):
+            raise TypeError("not an object")
         return Job(
             Path(values["store"]),
             from_job(values["source"]),

@@ -161,7 +161,8 @@ async def _follow(process: Process, job: bytes, progress: Callable[[Progress], N
     Its standard input stays open: it ends itself when that ends, as it does when we are killed.
     """
     stdin, stdout = cast(StreamWriter, process.stdin), cast(StreamReader, process.stdout)
-    with contextlib.suppress(ConnectionError):  # it is dead, and how it died says why
+    # It is dead already, for which uvloop has a RuntimeError; how it died says why.
+    with contextlib.suppress(ConnectionError, RuntimeError):
         stdin.write(job)
         await stdin.drain()
     while True:
