@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from adapters.job import Limits
 from gateway.backends import BACKENDS
-from gateway.controlplane import lora
+from gateway.controlplane import lora, sizing
 from gateway.controlplane.compiler import Compiler, model_names, next_change, upstream_record
 from gateway.controlplane.config import Config, UpstreamSettings
 from gateway.controlplane.copies import Copies, store_of
@@ -37,6 +37,7 @@ from gateway.controlplane.hubhead import HubHead
 from gateway.controlplane.imports import Imports
 from gateway.controlplane.intake import Intake
 from gateway.controlplane.lives import Lives
+from gateway.controlplane.machine import memory
 from gateway.controlplane.observed import AdapterStatus, Observed, UpstreamState, UpstreamStatus
 from gateway.controlplane.probes import Probe, Seen
 from gateway.controlplane.reconciler import Reconciler
@@ -44,7 +45,6 @@ from gateway.controlplane.records import Records
 from gateway.controlplane.registry import Registry
 from gateway.controlplane.residence import Residence, Traffic
 from gateway.controlplane.residency import room
-from gateway.controlplane.sizing import engine_spec
 from gateway.controlplane.storage import Storage
 from gateway.controlplane.versions import Holding, Host, Standing, due, kept
 from gateway.domain.errors import StorageError
@@ -177,7 +177,7 @@ class ControlPlane:
                     await self.folders.look()  # an engine is made to hold what is there
         for upstream in self._config.upstreams:
             if upstream.engine is not None:
-                spec = engine_spec(upstream, upstream.engine, self._ranks())
+                spec = sizing.engine_spec(upstream, upstream.engine, self._wanted(), memory())
                 self._engines[upstream.name] = Engine(
                     spec, self._environ, on_change=lambda _: self._changed.set(), metrics=self._metrics
                 )
@@ -187,11 +187,12 @@ class ControlPlane:
         self.advance()
         self._task = asyncio.create_task(self._run(), name="control plane")
 
-    def _ranks(self) -> list[int] | None:
-        """Of the adapters that engines are to hold; None: they run without, somewhat faster."""
+    def _wanted(self) -> sizing.Adapters | None:
+        """What engines are to hold; None: they run without adapters, somewhat faster."""
         if "adapters" not in self._config.model_fields_set and not self.registry.records:
             return None
-        return [version.rank for record in self.registry.records.values() for version in kept(record)[:1]]
+        versions = [version for record in self.registry.records.values() for version in kept(record)[:1]]
+        return sizing.Adapters([version.rank for version in versions], max((v.size for v in versions), default=0))
 
     async def stop(self) -> None:
         """Ends everything, the engines last and side by side.  Whoever serves requests has stopped before."""
