@@ -28,6 +28,7 @@ class OpenAI:
     kind = "openai"
     endpoints = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS})
     known = parameters.OPENAI
+    takes_thoughts = False  # OpenAI has no field for what a model thought; Groq, Mistral and Cerebras refuse it
 
     def prepare(self, call: Call, target: Target, upstream: Upstream) -> UpstreamRequest:
         """The client's parameters that this upstream takes, with the upstream's model name, usage always asked for."""
@@ -41,6 +42,8 @@ class OpenAI:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
         if not target.developer_role and call.endpoint is Endpoint.CHAT:
             body["messages"] = _system_role(body.get("messages"))
+        if call.client.openwebui and not self.takes_thoughts and call.endpoint is Endpoint.CHAT:
+            body["messages"] = _without_thoughts(body["messages"])
         return UpstreamRequest(self.path(call, upstream), orjson.dumps(body), dropped=dropped)
 
     def path(self, call: Call, upstream: Upstream) -> str:
@@ -251,6 +254,12 @@ def _system_role(messages: Any) -> Any:
     if not isinstance(messages, list):
         return messages
     return [{**m, "role": "system"} if isinstance(m, dict) and m.get("role") == "developer" else m for m in messages]
+
+
+def _without_thoughts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Without what Open WebUI adds to the assistant's turns, whichever model's they were, when its connection is of the
+    kind llama.cpp.  Other clients mean what they send."""
+    return [{name: value for name, value in m.items() if name != "reasoning_content"} for m in messages]
 
 
 def _error_status(error: Any) -> int:

@@ -13,6 +13,8 @@ from gateway.domain.call import Call, Endpoint
 from gateway.domain.errors import Reason, UpstreamFault
 from gateway.domain.snapshot import Target, Upstream
 
+_CONTINUED: Mapping[str, Any] = {"continue_final_message": True, "add_generation_prompt": False}
+
 
 class VLLM(OpenAI):
     """The dialect of vLLM's OpenAI server (0.32)."""
@@ -20,13 +22,16 @@ class VLLM(OpenAI):
     kind = "vllm"
     endpoints = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS, Endpoint.TOKENIZE})
     known = parameters.VLLM
+    takes_thoughts = True
 
     def prepare(self, call: Call, target: Target, upstream: Upstream) -> UpstreamRequest:
         """As OpenAI's.  Open WebUI's "Continue" ends with the assistant's own words: they are gone on with, where vLLM
-        would begin another answer."""
-        if call.client.openwebui and call.endpoint is Endpoint.CHAT and _unfinished(call.body["messages"][-1]):
-            continued = {"continue_final_message": True, "add_generation_prompt": False}
-            call = replace(call, body={**continued, **call.body})
+        would begin another answer.  Where its connection is of the kind llama.cpp, Open WebUI asks for that itself, but
+        also when the assistant has not said anything yet, which not every template stands."""
+        if call.client.openwebui and call.endpoint is Endpoint.CHAT:
+            body = {name: value for name, value in call.body.items() if name not in _CONTINUED}
+            unfinished = _unfinished(call.body["messages"][-1])
+            call = replace(call, body={**body, **_CONTINUED} if unfinished else body)
         return super().prepare(call, target, upstream)
 
     def path(self, call: Call, upstream: Upstream) -> str:

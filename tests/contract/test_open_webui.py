@@ -192,6 +192,38 @@ async def test_continue_goes_on_with_the_assistants_words(owui: Stage) -> None:
     assert "continue_final_message" not in sent(owui.engine)
 
 
+#: What a connection of the kind llama.cpp adds to "Continue".
+GO_ON: dict[str, Any] = {"continue_final_message": True, "add_generation_prompt": False}
+
+
+async def test_continue_of_a_connection_with_buttons_is_the_same(owui: Stage) -> None:
+    messages = [*ASK, {"role": "assistant", "content": "The capital of"}]
+    for model, server in (("local", owui.engine), ("qwen3:8b", owui.ollama), ("large", owui.vendor)):
+        assert (await owui.chat(model, messages=messages, **GO_ON)).done
+        assert sent(server)["messages"][-1] == messages[-1]
+        assert (GO_ON.items() <= sent(server).items()) == (model == "local"), model
+        assert model == "local" or not GO_ON.keys() & sent(server).keys()
+
+
+async def test_continue_before_the_first_word_begins_an_answer(owui: Stage) -> None:
+    silent = {"role": "assistant", "content": "", "reasoning_content": "Let me see."}
+    assert (await owui.chat("local", messages=[*ASK, silent], **GO_ON)).done
+    assert not GO_ON.keys() & sent(owui.engine).keys()
+
+
+async def test_earlier_thoughts_reach_only_those_that_have_a_field_for_them(owui: Stage) -> None:
+    """A connection of the kind llama.cpp sends them, whichever model thought them."""
+    said = {"role": "assistant", "content": "Rome."}
+    thought = {**said, "reasoning_content": "Let me see."}
+    messages = [*ASK, thought, {"role": "user", "content": "And of France?"}]
+    wanted = {"local": thought, "qwen3:8b": {**said, "thinking": "Let me see."}, "large": said}
+    for model, server in (("local", owui.engine), ("qwen3:8b", owui.ollama), ("large", owui.vendor)):
+        assert (await owui.chat(model, messages=messages)).done
+        assert sent(server)["messages"][1] == wanted[model], model
+    await owui.chat("large", PLAIN, messages=messages)  # other clients mean what they send
+    assert sent(owui.vendor)["messages"][1] == thought
+
+
 async def test_pictures_and_files_come_inlined(owui: Stage) -> None:
     picture = "data:image/png;base64," + base64.b64encode(os.urandom(6_000_000)).decode()
     content = [
