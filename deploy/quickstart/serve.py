@@ -31,8 +31,11 @@ GPU_KV_CACHE = "4G"
 ADAPTER_PATIENCE = 60.0
 """Seconds that the adapters may take once the base model is ready, before it goes on without them."""
 
-OPEN_WEBUI_HEADERS = json.dumps({"0": {"enable": True, "headers": {"X-OpenWebUI-Task": "{{TASK}}"}}})
-"""By these the gateway knows Open WebUI: it sends status lines, tokens per second and cost, and routes its tasks."""
+OPEN_WEBUI_CONNECTION = json.dumps(
+    {"0": {"enable": True, "provider": "llama.cpp", "headers": {"X-OpenWebUI-Task": "{{TASK}}"}}}
+)
+"""The header tells the gateway that it is Open WebUI, which gets status lines, tokens per second and cost, and whose
+tasks are routed; the provider gives Open WebUI's admins buttons that load and eject adapters."""
 
 QUESTION = "What is the capital of Italy?"
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -96,7 +99,7 @@ Try it:
 Open WebUI (installed by: pip install open-webui):
 
   OPENAI_API_BASE_URLS={url}/v1 OPENAI_API_KEYS={key} \\
-    OPENAI_API_CONFIGS='{OPEN_WEBUI_HEADERS}' \\
+    OPENAI_API_CONFIGS='{OPEN_WEBUI_CONNECTION}' \\
     ENABLE_OLLAMA_API=false BYPASS_MODEL_ACCESS_CONTROL=true open-webui serve --host 127.0.0.1 --port 3000
 
 Ctrl-C stops the gateway and its engine.

@@ -23,6 +23,7 @@ import yaml
 
 from gateway.controlplane.config import Config
 from gateway.controlplane.loader import load
+from gateway.domain.principal import ADAPTERS_RIGHT
 from gateway.server import END_SECONDS, FLUSH_SECONDS
 from tests.architecture.test_packages import HEAVY
 from tests.fakes.openai_upstream import OpenAIUpstream, Script
@@ -324,6 +325,16 @@ def test_open_webui_speaks_to_nobody_but_the_gateway(stack: dict[str, Any]) -> N
     for feature in ("RAG", "AUDIO_STT", "AUDIO_TTS", "AUDIO_REALTIME", "IMAGES", "IMAGES_EDIT"):
         assert f"{feature}_OPENAI_API_BASE_URL" in given
     assert json.loads(given["OPENAI_API_CONFIGS"])["0"]["headers"]["X-OpenWebUI-Task"] == "{{TASK}}"
+
+
+def test_the_buttons_of_open_webui_work_and_only_its_key_may_press_them(
+    stack: dict[str, Any], gateway_config: Config
+) -> None:
+    given = stack["services"]["open-webui"]["environment"]
+    assert json.loads(given["OPENAI_API_CONFIGS"])["0"]["provider"] == "llama.cpp"
+    assert "ENABLE_OPENAI_API_PASSTHROUGH" not in given  # it would let every user reach the routes of the buttons
+    pressing = [key.key.reveal() for key in gateway_config.auth.keys if ADAPTERS_RIGHT in key.allow]
+    assert pressing == [given["OPENAI_API_KEYS"]]
 
 
 def test_prometheus_reads_the_gateways_metrics_with_the_admin_key(stack: dict[str, Any]) -> None:

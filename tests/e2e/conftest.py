@@ -12,7 +12,7 @@ from playwright.sync_api import Error as PlaywrightError
 from tests.e2e.browser import FLAGS, chromium
 from tests.e2e.open_webui import OpenWebUI, open_webui
 from tests.e2e.person import Person
-from tests.gateway import ROOT
+from tests.gateway import AUTH, CLIENT_KEY, ROOT
 from tests.real import BASE, LLAMA, PIRATE, Served, served
 
 PATIENCE = 60_000  # milliseconds for anything to appear; an answer of the small model takes 2,000 on idle cores
@@ -39,7 +39,7 @@ def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.T
 @pytest.fixture(scope="package")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The real engines, with what the gateway can do for Open WebUI turned on: names, prices, a model for the
-    background tasks; and few places, so that one can be seen to wait."""
+    background tasks, buttons for adapters; and few places, so that one can be seen to wait."""
     local = {
         "concurrency": {"limit": 2, "queue": 1, "queue_timeout": 60},
         "parameters": {"set": {"temperature": 0}},
@@ -49,7 +49,11 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         },
     }
     third = {"overrides": {LLAMA: {"name": "Small helper", "parameters": {"set": {"max_tokens": 32}}}}}
-    with served(tmp_path_factory.mktemp("real"), local, third, {"openwebui": {"tasks": {"*": LLAMA}}}) as running:
+    sections = {
+        "auth": {**AUTH, "keys": [{"name": "openwebui", "key": CLIENT_KEY, "allow": ["adapters"]}]},
+        "openwebui": {"tasks": {"*": LLAMA}},
+    }
+    with served(tmp_path_factory.mktemp("real"), local, third, sections) as running:
         yield running
 
 

@@ -30,6 +30,12 @@ _LET_OTHERS_SIGN_UP = """async () => {
 }"""
 
 
+_POST = """async ([place, body]) => {
+    const headers = {authorization: `Bearer ${localStorage.token}`, 'content-type': 'application/json'};
+    return (await fetch(place, {method: 'POST', headers, body: JSON.stringify(body)})).status;
+}"""
+
+
 class Person:
     """What they do, in their own words."""
 
@@ -75,6 +81,40 @@ class Person:
         self.page.locator("#model-selector-model-button").click()
         self.page.locator(f'[data-value="{model}"]').click()
 
+    def ejectable(self) -> set[str]:
+        """The models that have a button to eject them in the list."""
+        self.page.locator("#model-selector-model-button").click()
+        rows = self.page.locator("[data-value]")
+        rows.first.wait_for()
+        found = {str(row.get_attribute("data-value")) for row in rows.filter(has=self._eject_button).all()}
+        self.page.keyboard.press("Escape")
+        return found
+
+    def eject(self, model: str) -> None:
+        """Presses the button of a model in the list, which goes with it."""
+        self.page.locator("#model-selector-model-button").click()
+        row = self.page.locator(f'[data-value="{model}"]')
+        row.hover()
+        row.locator(self._eject_button).click()
+        expect(row.locator(self._eject_button)).to_have_count(0)
+        self.page.keyboard.press("Escape")
+
+    def manage_models(self) -> None:
+        """Opens the admins' window with what each model's state is and buttons for it."""
+        self.page.goto(f"{self._url}/admin/settings/models")
+        self.page.get_by_role("button", name="Actions").click()
+        self.page.get_by_role("button", name="Manage", exact=True).click()
+
+    def managed(self, model: str) -> Locator:
+        """A model's row in that window."""
+        rows = self.page.locator("div", has=self.page.get_by_label("Load Model", exact=True))
+        return rows.filter(has=self.page.get_by_text(model, exact=True)).last
+
+    def post(self, place: str, body: dict[str, Any]) -> int:
+        """Sends what no button of theirs sends; returns the answer's status."""
+        status: int = self.page.evaluate(_POST, [place, body])
+        return status
+
     def new_chat(self, *models: str) -> None:
         """An empty chat, with these models side by side."""
         self.page.goto(f"{self._url}/?models={','.join(models)}")
@@ -115,9 +155,21 @@ class Person:
         """Presses Stop."""
         self.page.locator('button[aria-label="Stop"]').click()
 
+    def go_on(self) -> str:
+        """Has the last answer continued; returns what it was until then."""
+        button = self.page.locator("#continue-response-button")
+        button.wait_for()
+        begun = self.answers.last.inner_text()
+        button.click()
+        return begun
+
     @property
     def _field(self) -> Locator:
         return self.page.locator("#chat-input")
+
+    @property
+    def _eject_button(self) -> Locator:
+        return self.page.get_by_label("Eject model")
 
     @property
     def _infos(self) -> Locator:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,6 +11,7 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 
+from tests.e2e.events import eventually
 from tests.e2e.person import Person
 from tests.real import BASE, JSON, LLAMA, PIRATE, Served
 
@@ -21,14 +21,6 @@ QUESTION = "What is the capital of Italy?"
 FINISHED = "vllm:request_success_total"  # those that came to their end
 LONG = "Tell me the story of a ship in twenty sentences."
 NAMES = {BASE: "SmolLM2 135M", PIRATE: "SmolLM2 Pirate", JSON: JSON, LLAMA: "Small helper"}
-
-
-def eventually(holds: Callable[[], Any], within: float = 60.0) -> None:
-    """Waits until something of another process holds."""
-    begun = time.monotonic()
-    while not holds():
-        assert time.monotonic() - begun < within, f"not within {within} s"
-        time.sleep(0.01)
 
 
 def engine_runs(real: Served) -> int:
@@ -156,6 +148,19 @@ def test_stop_in_mid_answer_reaches_the_engine(ada: Person, real: Served) -> Non
         ada.stop()
         assert turn(real, before)["reason"] == "client_cancel"
     eventually(lambda: engine_runs(real) == 0)
+
+
+def test_continue_goes_on_where_an_answer_was_stopped(ada: Person, real: Served) -> None:
+    ada.new_chat(BASE)
+    ada.ask(LONG)
+    eventually(lambda: len(ada.sizes()) > 3)
+    with real.frozen():
+        ada.stop()
+        begun = ada.go_on()
+    whole = ada.answer()
+    assert whole.startswith(begun)
+    assert begun not in whole.removeprefix(begun), "it began anew"
+    assert len(whole) > len(begun)
 
 
 def test_stop_before_the_first_word_reaches_the_engine(ada: Person, real: Served) -> None:
