@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os.path
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -130,22 +131,22 @@ def diff(view: View, memory: Memory, in_use: Callable[[str], int], now: float, g
 
     Nothing is unloaded that a request uses.  Requests are counted from the moment that they are sent there, and none is
     sent to what is no resident, so the count only falls.  What somebody still wants, and has to give way, goes at once;
-    what nobody wants any more goes `grace` seconds later.
+    what nobody wants any more goes `grace` seconds later, or when its place is needed.
     """
 
     def due(adapter: str) -> bool:
         return memory.retry_at.get(adapter, now) <= now
 
-    ours, residents = view.ours, frozenset(view.residents)
-    unloads = [
-        Unload(adapter)
-        for adapter in sorted(ours - residents)
-        if due(adapter)
-        and in_use(adapter) == 0
-        and (adapter in view.copies or memory.unwanted_since.get(adapter, now) + grace <= now)
-    ]
+    def goes_at(adapter: str) -> float:
+        return -math.inf if adapter in view.copies else memory.unwanted_since.get(adapter, now) + grace
+
+    ours = view.ours
+    unused = [name for name in ours.difference(view.residents) if due(name) and in_use(name) == 0]
     proofs = [Prove(name) for name in view.residents if name in ours and name not in memory.proven and due(name)]
     loads = [Load(name) for name in view.residents if name not in view.listed and due(name)]
+    needed = len(ours) + len(loads) - view.room if view.room else 0
+    leaving = sorted(unused, key=lambda name: (goes_at(name), name))
+    unloads = [Unload(name) for number, name in enumerate(leaving) if number < needed or goes_at(name) <= now]
     if view.room:
         loads = loads[: max(0, view.room - len(ours) + len(unloads))]
     return (*unloads, *proofs, *loads)
