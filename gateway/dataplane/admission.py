@@ -197,8 +197,9 @@ class Admission:
         """Whether one more may take this adapter's place at once."""
         if not self._turns:
             return adapter in self._adapters or self._has_room()
-        if adapter in self._turns or adapter not in self._adapters:
-            return False  # behind its own, or behind the others that wait for a place
+        if adapter not in self._adapters:
+            return False  # behind the others that wait for a place
+        # Nobody waits for one that is open: more are closed as time goes, and `_advance` sees when it is fewer.
         return adapter in islice(self._adapters, self._closed(), None)
 
     def _has_room(self) -> bool:

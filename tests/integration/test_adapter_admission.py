@@ -100,6 +100,19 @@ async def test_a_replica_with_a_full_queue_is_passed_over_for_one_with_the_same_
         first.cancel()
 
 
+async def test_an_engine_that_comes_back_with_more_room_takes_more_adapters_at_once() -> None:
+    async with OpenAIUpstream(dict.fromkeys(NAMES, faults.hang)) as upstream, data_plane() as plane:
+        publish(plane, upstream, max_loras=1)
+        tasks = [plane.asking("bot0"), plane.asking("bot1")]
+        await plane.waiting("adapter", 1)
+        publish(plane, upstream, max_loras=3)
+        tasks.append(plane.asking("bot2"))
+        await upstream.attempt(2)
+        assert plane.figure("gateway_adapters_active", upstream="local") == 3
+        for task in tasks:
+            task.cancel()
+
+
 async def test_who_leaves_while_waiting_leaves_nothing_behind() -> None:
     models = {**answers(*NAMES), NAMES[0]: faults.hang}
     async with OpenAIUpstream(models) as upstream, data_plane() as plane:

@@ -48,6 +48,7 @@ async def test_what_others_load_does_not_wake_it_and_what_changes_for_it_asks_ag
         await plane.told(plane.demanded, 1)
         for _ in range(10):
             publish(plane, upstream, LOADING)  # as after each load of another adapter
+            await asyncio.sleep(0)  # so that it would notice
         plane.publish([engine("local", upstream)], route("bot", target("local", NEW, LOADING)))
         await plane.told(plane.demanded, 2)
         assert plane.demanded == [OLD, NEW], "the version is decided when it is there"

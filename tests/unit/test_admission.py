@@ -191,6 +191,47 @@ async def test_who_was_closed_opens_again_when_the_one_it_was_closed_for_has_lef
     assert late.come
 
 
+async def test_who_is_no_longer_closed_opens_although_somebody_else_waits_for_a_place() -> None:
+    upstream = Upstream(adapters=2)
+    upstream.passes("hour")
+    upstream.passes("b")
+    first = upstream.waits("c")
+    upstream.now = TURN / 2
+    second = upstream.waits("d")
+    upstream.now = TURN
+    late = upstream.waits("hour")
+    upstream.end("b")
+    assert (first.come, second.come) == (True, False)
+    assert late.come, "the second has not waited for a turn yet"
+
+
+async def test_who_was_let_in_again_begins_a_turn_of_its_own() -> None:
+    upstream = Upstream(adapters=2)
+    upstream.passes("hour")
+    upstream.passes("b")
+    upstream.waits("c")
+    upstream.now = TURN
+    late = upstream.waits("hour")
+    upstream.end("b")
+    assert late.come
+    upstream.waits("d")
+    upstream.now = 2 * TURN
+    upstream.passes("hour")
+    upstream.waits("c")
+
+
+async def test_nobody_is_closed_for_one_that_has_a_place() -> None:
+    upstream = Upstream(adapters=3)
+    for adapter in "abd":
+        upstream.passes(adapter)
+    upstream.waits("c")
+    upstream.now = TURN
+    upstream.waits("a")
+    upstream.now = 2 * TURN
+    upstream.waits("b")
+    upstream.passes("d")
+
+
 async def test_all_that_wait_for_an_adapter_come_in_with_it() -> None:
     upstream = Upstream(adapters=1)
     upstream.passes("a")
@@ -308,6 +349,8 @@ async def test_no_place_is_lost_and_no_limit_is_broken_however_requests_come_and
                 else:
                     assert place is None or ahead < queue
                     if place is None:
+                        before = [p for p, other in waiting.items() if other == adapter and not p.come]
+                        assert not before, "it overtook its own"
                         running.append(adapter)
                     else:
                         waiting[place] = adapter
