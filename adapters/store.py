@@ -39,6 +39,10 @@ class StoreError(Exception):
     """A version is not what its digest says, or not there; the text names it."""
 
 
+class MissingError(StoreError):
+    """It is not there."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredAdapter:
     """A version in the store. `digest` (64 hex digits) names its content; `path` is absolute and never changes."""
@@ -118,17 +122,15 @@ class AdapterStore:
         return StoredAdapter(digest, path) if _DIGEST.fullmatch(digest) and path.is_dir() else None
 
     def verify(self, digest: str) -> StoredAdapter:
-        """Reads a version again and compares it with its digest. Raises StoreError when it is missing or differs."""
-        stored = self.get(digest)
-        if stored is None:
-            raise StoreError(f"{self.root} holds no version {digest[:64]}")
-        try:
-            whole = sorted(os.listdir(stored.path)) == sorted(ADAPTER_FILES) and digest_of(stored.path) == digest
-        except RefusedError as refused:
-            raise StoreError(f"{stored.path} is damaged: {refused}") from refused
-        if not whole:
-            raise StoreError(f"{stored.path} is damaged: its files are not those that were added")
-        return stored
+        """Reads a version again and compares it with its digest. Raises MissingError when it is not there, StoreError
+        when it differs."""
+        while (stored := self.get(digest)) is not None and (mark := _mark(stored.path)) is not None:
+            damage = _damage(stored)
+            if damage is None:
+                return stored
+            if _mark(stored.path) == mark:  # else it was taken away while it was read, and may be there again
+                raise StoreError(f"{stored.path} is damaged: {damage}")
+        raise MissingError(f"{self.root} holds no version {digest[:64]}")
 
     @property
     def _staging(self) -> Path:
@@ -140,13 +142,12 @@ class AdapterStore:
 
     def _confirm(self, digest: str) -> StoredAdapter | None:
         """The version if it is there, which counts as adding it. Raises StoreError when it is damaged."""
-        if self.get(digest) is None:
-            return None
-        stored = self.verify(digest)
-        with self._lock("versions.lock", fcntl.LOCK_SH), suppress(FileNotFoundError):
-            os.utime(stored.path)
+        with suppress(MissingError, FileNotFoundError):
+            stored = self.verify(digest)
+            with self._lock("versions.lock", fcntl.LOCK_SH):
+                os.utime(stored.path)
             return stored
-        return None  # taken away since it was read
+        return None
 
     def _publish(self, copy: Path, digest: str) -> StoredAdapter:
         for name in set(os.listdir(copy)).difference(ADAPTER_FILES):
@@ -240,6 +241,24 @@ def digest_of(path: Path) -> str:
     finally:
         os.close(folder)
     return total.hexdigest()
+
+
+def _damage(stored: StoredAdapter) -> str | None:
+    """What is wrong with the files of a version."""
+    try:
+        as_added = sorted(os.listdir(stored.path)) == sorted(ADAPTER_FILES) and digest_of(stored.path) == stored.digest
+    except (RefusedError, FileNotFoundError, NotADirectoryError) as error:
+        return str(error)
+    return None if as_added else "its files are not those that were added"
+
+
+def _mark(folder: Path) -> tuple[int, int] | None:
+    """Tells a folder from another one that has come in its place; None where there is none."""
+    try:
+        status = os.stat(folder)
+    except FileNotFoundError:
+        return None
+    return status.st_ino, status.st_ctime_ns
 
 
 def _sync(path: Path) -> None:

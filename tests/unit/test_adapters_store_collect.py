@@ -1,5 +1,6 @@
 """Versions that nobody wants any more go, and no others: whoever is killed, and whoever adds them again meanwhile."""
 
+import fcntl
 import math
 import os
 import random
@@ -9,6 +10,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -161,6 +163,19 @@ def test_what_was_just_added_is_not_collected_however_old_it_was(repetitions: in
             assert len(store.versions()) == 1
     assert len(whole(tmp_path / "store")) == 1
     assert 0 <= collected <= repetitions
+
+
+def test_nothing_is_collected_at_the_moment_in_which_somebody_confirms_a_version(tmp_path: Path) -> None:
+    store = AdapterStore.open(tmp_path / "store")
+    version = aged(store.add(crafted(tmp_path / "a")), 2 * DAY)
+    with ThreadPoolExecutor(1) as pool, (tmp_path / "store" / "versions.lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)  # as who adds it again
+        collecting = pool.submit(store.collect, (), DAY)
+        with suppress(TimeoutError):
+            collecting.result(0.3)  # time enough to do it wrong
+        os.utime(version.path)
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        assert collecting.result() == ()
 
 
 def test_killed_at_any_step_a_version_is_whole_or_gone(tmp_path: Path) -> None:
