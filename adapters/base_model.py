@@ -1,5 +1,6 @@
 """What an adapter's check needs to know of the base model: its modules and their shapes."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,8 @@ _LLAMA_LIKE = frozenset(
 # Dtypes a weight has where a row and a column of it are what the module's output and input are.
 _UNPACKED = ("F16", "BF16", "F32", "F64", "F8_E4M3", "F8_E5M2")
 
+_CACHED = re.compile(r"models--(?P<name>[^/]+)/snapshots/(?P<commit>[0-9a-f]{40})", re.ASCII)
+
 _EMBEDDING, _HEAD = "embed_tokens", "lm_head"
 
 Shape = tuple[int, int]
@@ -37,9 +40,11 @@ class BaseModelError(Exception):
 class BaseModel:
     """Modules of a base model by name (`model.layers.0.self_attn.q_proj`) with the shape of their weights [out, in]."""
 
-    name: str  # of its folder
+    name: str  # as its makers call it, or its folder's
     architecture: str  # model_type in config.json
     shapes: Mapping[str, Shape]
+    folder: Path | None = None
+    revision: str | None = None  # the commit that the hub's client fetched, where it lies in its cache
 
     @classmethod
     def read(cls, folder: Path) -> "BaseModel":
@@ -49,11 +54,11 @@ class BaseModel:
         config.json. An output layer that shares the embedding's weights has no tensor of its own: it gets the
         embedding's shape. Raises BaseModelError.
         """
-        config = _json_object(folder / _CONFIG)
+        config = json_object(folder / _CONFIG)
         architecture = config.get("model_type")
         if not isinstance(architecture, str):
             raise BaseModelError(f"{folder / _CONFIG} has no model_type: is this a model's folder?")
-        tensors = [tensor for file in _weight_files(folder) for tensor in _read_tensors(file)]
+        tensors = [tensor for file in weight_files(folder) for tensor in read_tensors(file)]
         derived = _llama_shapes(config) if architecture in _LLAMA_LIKE else {}
         packed = any(tensor.name.endswith(".qweight") or tensor.dtype in ("U8", "I8") for tensor in tensors)
         if not derived and (packed or not tensors):
@@ -66,7 +71,29 @@ class BaseModel:
             for tensor in tensors
             if tensor.name.endswith(".weight") and len(tensor.shape) == 2 and tensor.dtype in _UNPACKED
         }
-        return cls(folder.resolve().name, architecture, _with_head(shapes))
+        name, commit = model_name(str(folder.resolve()))
+        return cls(name, architecture, _with_head(shapes), folder, commit)
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens it has a place for."""
+        return next((rows for name, (rows, _) in self.shapes.items() if name.rpartition(".")[2] == _EMBEDDING), None)
+
+    def slot_bytes(self, rank: int, element_bytes: int = 2) -> int:
+        """What one of an engine's --max-loras takes of its device, whatever is loaded: vLLM lays out all modules at
+        --max-lora-rank when it starts."""
+        return rank * element_bytes * sum(out + into for out, into in self.shapes.values())
+
+
+def model_name(path: str) -> tuple[str, str | None]:
+    """A model's name without its owner's, and its commit, from its name on a hub or from its folder, wherever that is.
+
+    https://huggingface.co/docs/huggingface_hub/guides/manage-cache has the layout of the cache.
+    """
+    path = path.replace("\\", "/").rstrip("/")
+    if cached := _CACHED.search(path):
+        return cached["name"].rpartition("--")[2], cached["commit"]
+    return path.rpartition("/")[2], None
 
 
 def _with_head(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
@@ -76,7 +103,8 @@ def _with_head(shapes: Mapping[str, Shape]) -> Mapping[str, Shape]:
     return {**shapes, _HEAD: shapes[embedding]}
 
 
-def _json_object(file: Path) -> dict[str, object]:
+def json_object(file: Path) -> dict[str, object]:
+    """The content of a JSON file of the model's folder. Raises BaseModelError."""
     try:
         with file.open("rb") as stream:
             data = stream.read(_MAX_JSON + 1)
@@ -90,16 +118,18 @@ def _json_object(file: Path) -> dict[str, object]:
     return value
 
 
-def _weight_files(folder: Path) -> tuple[Path, ...]:
+def weight_files(folder: Path) -> tuple[Path, ...]:
+    """The safetensors files that hold the weights; none where there are no such weights. Raises BaseModelError."""
     if (folder / _INDEX).exists():
-        shards = _json_object(folder / _INDEX).get("weight_map")
+        shards = json_object(folder / _INDEX).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(s, str) and Path(s).name == s for s in shards.values()):
             raise BaseModelError(f"{folder / _INDEX} has no weight_map from tensors to files beside it")
         return tuple(folder / shard for shard in sorted(set(shards.values())))
     return (folder / _WEIGHTS,) if (folder / _WEIGHTS).exists() else ()
 
 
-def _read_tensors(file: Path) -> tuple[Tensor, ...]:
+def read_tensors(file: Path) -> tuple[Tensor, ...]:
+    """The tensors of one of them, in the order of their bytes. Raises BaseModelError."""
     try:
         with file.open("rb", buffering=0) as stream:
             return read_header(stream, file.stat().st_size, _MAX_HEADER)

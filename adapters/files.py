@@ -17,11 +17,17 @@ ADAPTER_FILES = (CONFIG, WEIGHTS)
 
 # What training tools write beside it and a check may look at: how the adapter's tokenizer and chat template differ from
 # the base model's. An import brings these along until the adapter is judged; the store does not keep them.
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
+BESIDE = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "tokenizer.json",  # where transformers 5 lists added tokens
+)
 
 # Upper bounds in bytes: peft's configurations are 1-2 KB; a rank-512 adapter of a 70B model is about 8 GiB in bf16;
-# a tokenizer_config.json that lists 10,000 added tokens has 2 MB.
-MAX_BYTES = {CONFIG: 1 << 20, WEIGHTS: 16 << 30, **dict.fromkeys(BESIDE, 8 << 20)}
+# a tokenizer_config.json that lists 10,000 added tokens has 2 MB, a tokenizer.json of 256,000 tokens 34 MB.
+MAX_BYTES = {CONFIG: 1 << 20, WEIGHTS: 16 << 30, **dict.fromkeys(BESIDE, 8 << 20), "tokenizer.json": 64 << 20}
 
 # Where peft and other tools put pickled weights; vLLM reads the first two.
 PICKLES = (

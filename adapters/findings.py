@@ -43,15 +43,23 @@ class Code(StrEnum):
     SHAPE = "shape"
     DTYPE = "dtype"
     RANK_MISMATCH = "rank_mismatch"  # the tensors' rank is not the declared one
+    TARGET = "target"  # tensors of modules that the configuration does not name
     NOT_FINITE = "not_finite"
     OVERFLOW = "overflow"  # finite on disk, infinite in float16
     # against the base model and the engine
     RANK_TOO_LARGE = "rank_too_large"
     MODULE = "module"  # the base model has no such module
-    VOCABULARY = "vocabulary"
+    VOCABULARY = "vocabulary"  # it was trained with tokens that the base model has no place for
+    BASE = "base"  # not the base model that it was trained on, as its digests or its copy of the embeddings show
+    TOKENIZER = "tokenizer"  # its tokenizer gives the base model's tokens other numbers
     # warnings
     BASE_NAME = "base_name"
+    BASE_REVISION = "base_revision"
+    BASE_CONFIG = "base_config"  # the weights it was trained on, with another configuration
     BASE_UNKNOWN = "base_unknown"  # no base model was given: shapes were not compared
+    TOKENS = "tokens"  # tokens that the base model's tokenizer does not know
+    ENDING = "ending"  # it ends its answers otherwise than the base model
+    CHAT_TEMPLATE = "chat_template"
     NO_EFFECT = "no_effect"
     OUTPUT_LAYER = "output_layer"  # served rightly, but for the log probabilities of prompts
 

@@ -5,6 +5,7 @@ The fields and their meaning are peft's LoraConfig (0.21); which of them an engi
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import sqrt
 from typing import TypeVar
 
 from adapters.files import CONFIG, open_file
@@ -24,6 +25,9 @@ MAX_REGEX = 4096  # characters of target_modules
 # Of one file: who reads more?
 MAX_FINDINGS = 20
 
+# What a training of ours adds to peft's fields, so that the base model can be told from its siblings.
+BASE_DIGESTS = "base_model_digests"
+
 # Fields that no adapter needs and that tell some reader to import code, or that overwrite fields of vLLM's own reader
 # (its PEFTHelper takes whatever has the name of one of its fields).
 _CODE_FIELDS = ("auto_map", "trust_remote_code", "custom_code")
@@ -38,7 +42,6 @@ VARIANT_FIELDS = (
     "layer_replication",
     "megatron_config",
     "monteclora_config",
-    "target_parameters",
     "trainable_token_indices",
     "use_bdlora",
     "use_kasa",
@@ -56,7 +59,11 @@ class Manifest:
     alpha: float
     rank_pattern: tuple[tuple[Pattern, int], ...]
     alpha_pattern: tuple[tuple[Pattern, float], ...]
-    target_modules: tuple[str, ...] | str | None  # a string is a regular expression, never run here
+    target_modules: tuple[str, ...] | str  # a string is a regular expression, never run here
+    exclude_modules: tuple[str, ...] | str  # as target_modules
+    target_parameters: tuple[str, ...]
+    layers: tuple[int, ...] | None  # layers_to_transform
+    layers_pattern: tuple[str, ...]
     use_rslora: bool
     use_dora: bool
     bias: str
@@ -66,10 +73,17 @@ class Manifest:
     modules_to_save: tuple[str, ...]
     init_lora_weights: bool | str
     variants: tuple[str, ...]  # those of VARIANT_FIELDS that are set
+    revision: str | None  # of the base model
+    base_digests: Mapping[str, str]  # base_model_digests: what `adapters.identity` says of the base model
 
     def rank(self, module: str) -> int:
         """The declared rank of a module; the first key of rank_pattern that matches decides, as in peft."""
         return next((rank for pattern, rank in self.rank_pattern if pattern.matches(module)), self.r)
+
+    def scale(self, module: str) -> float:
+        """What B·A of a module is multiplied by."""
+        alpha = next((alpha for pattern, alpha in self.alpha_pattern if pattern.matches(module)), self.alpha)
+        return alpha / (sqrt(self.rank(module)) if self.use_rslora else self.rank(module))
 
     @property
     def max_rank(self) -> int:
@@ -118,6 +132,10 @@ def _manifest(reader: "_Reader") -> Manifest:
         rank_pattern=reader.patterns("rank_pattern", reader.rank),
         alpha_pattern=reader.patterns("alpha_pattern", reader.alpha),
         target_modules=reader.names_or_regex("target_modules", reader.required("target_modules", None)),
+        exclude_modules=reader.names_or_regex("exclude_modules", reader.fields.get("exclude_modules")),
+        target_parameters=reader.names("target_parameters"),
+        layers=reader.numbers("layers_to_transform"),
+        layers_pattern=reader.name_or_names("layers_pattern"),
         use_rslora=flag("use_rslora"),
         use_dora=flag("use_dora"),
         bias=reader.text("bias") or "none",
@@ -127,6 +145,8 @@ def _manifest(reader: "_Reader") -> Manifest:
         modules_to_save=reader.names("modules_to_save"),
         init_lora_weights=reader.flag_or_text("init_lora_weights"),
         variants=tuple(name for name in VARIANT_FIELDS if reader.fields.get(name)),
+        revision=reader.text("revision"),
+        base_digests=reader.texts(BASE_DIGESTS),
     )
 
 
@@ -240,7 +260,29 @@ class _Reader:
         self._mistyped(name, value, "a list of names")
         return ()
 
-    def names_or_regex(self, name: str, value: object) -> tuple[str, ...] | str | None:
+    def name_or_names(self, name: str) -> tuple[str, ...]:
+        value = self.fields.get(name)
+        return (value,) if isinstance(value, str) and value else self.names(name) if value else ()
+
+    def numbers(self, name: str) -> tuple[int, ...] | None:
+        """A whole number, or a list of them; none at all is as if the field were not there, as in peft."""
+        value = self.fields.get(name)
+        entries = value if isinstance(value, list) else [] if value is None else [value]
+        if all(type(entry) is int for entry in entries):
+            return tuple(entries) or None
+        self._mistyped(name, value, "a whole number or a list of them")
+        return None
+
+    def texts(self, name: str) -> Mapping[str, str]:
+        value = self.fields.get(name)
+        if value is None:
+            return {}
+        if isinstance(value, dict) and all(isinstance(entry, str) for entry in value.values()):
+            return value
+        self._mistyped(name, value, "an object of texts")
+        return {}
+
+    def names_or_regex(self, name: str, value: object) -> tuple[str, ...] | str:
         if not isinstance(value, str):
             return self.names(name)
         if len(value) > MAX_REGEX or explodes(value):

@@ -12,13 +12,15 @@ from math import isfinite
 from pathlib import Path
 from typing import BinaryIO
 
-from adapters.base_model import BaseModel
+from adapters import identity, tokenizer
+from adapters.base_model import BaseModel, BaseModelError
 from adapters.files import WEIGHTS, open_file, open_folder
 from adapters.findings import Code, Finding, RefusedError, quote
 from adapters.finite import LIMIT, SCANNABLE, scan
 from adapters.inspect import Inspection, inspect, required_max_lora_rank, several
 from adapters.manifest import MAX_RANK, Manifest, read_manifest
 from adapters.safetensors import SafetensorsError, Tensor, read_header
+from adapters.targets import untargeted
 
 _MERGE = "merge it into the base model"
 
@@ -36,6 +38,7 @@ class Verdict:
 
     findings: tuple[Finding, ...]
     inspection: Inspection | None
+    slot_bytes: int | None = None  # of the engine's device, for each of its --max-loras; where base and rank are known
 
     @property
     def ok(self) -> bool:
@@ -58,7 +61,7 @@ class Verdict:
                 {"code": str(f.code), "severity": f.severity, "message": f.message, "remedy": f.remedy}
                 for f in self.findings
             ],
-            "adapter": self.inspection and _as_json(self.inspection),
+            "adapter": self.inspection and {**_as_json(self.inspection), "slot_bytes": self.slot_bytes},
         }
 
 
@@ -96,13 +99,19 @@ def _check(folder: int, base: BaseModel | None, max_lora_rank: int | None) -> Ve
                 return Verdict(tuple(findings), None)
             findings += _features(manifest)
             inspection = inspect(manifest, tensors)
-            findings += _structure(inspection, base, max_lora_rank)
+            findings += _structure(inspection, max_lora_rank)
+            findings += _against(inspection, base, folder)
             # Last, and only when all else is right: then the header bounds how much there is to read.
             if all(finding.severity == "warning" for finding in findings):
-                findings += _values(file, inspection)
+                findings += _values(file, inspection, base)
     except RefusedError as refused:
         return Verdict((*findings, *refused.findings), None)
-    return Verdict(tuple(findings), inspection)
+    except BaseModelError as error:  # it could be read a moment ago
+        findings.append(
+            Finding(Code.BASE_UNKNOWN, str(error), "mend the base model's folder, and check again", "warning")
+        )
+    slot = base.slot_bytes(max_lora_rank) if base is not None and max_lora_rank is not None else None
+    return Verdict(tuple(findings), inspection, slot)
 
 
 def _header(file: BinaryIO) -> tuple[Tensor, ...]:
@@ -137,12 +146,18 @@ def _features(manifest: Manifest) -> Iterator[Finding]:
             f"init_lora_weights is {quote(init)}, which changes the base model's weights, too",
             "convert it with peft's path_initial_model_for_weight_conversion, or merge it",
         )
+    if manifest.target_parameters and (manifest.rank_pattern or manifest.alpha_pattern):
+        yield Finding(
+            Code.VARIANT,
+            "rank_pattern or alpha_pattern beside target_parameters means parameters to peft, and modules to vLLM",
+            f"train with one rank and one alpha, or {_MERGE}",
+        )
     for variant in manifest.variants:
         yield Finding(Code.VARIANT, f"{variant} is set, which vLLM does not serve", f"train a plain LoRA, or {_MERGE}")
 
 
-def _structure(inspection: Inspection, base: BaseModel | None, max_lora_rank: int | None) -> Iterator[Finding]:
-    """Ranks, dtypes and names: what the header says, against the manifest, the engine and the base model."""
+def _structure(inspection: Inspection, max_lora_rank: int | None) -> Iterator[Finding]:
+    """Ranks, dtypes and names: what the header says, against the manifest and the engine."""
     yield from _ranks(inspection, max_lora_rank)
     strange = inspection.dtypes - SCANNABLE
     if strange:
@@ -164,6 +179,17 @@ def _structure(inspection: Inspection, base: BaseModel | None, max_lora_rank: in
             f"where those are needed, train without lm_head, or {_MERGE}",
             "warning",
         )
+    if left_out := untargeted(inspection.manifest, inspection.modules):
+        yield Finding(
+            Code.TARGET,
+            f"{WEIGHTS} holds {several(left_out)}, which the configuration leaves out: peft leaves it out, too, and "
+            "vLLM serves it",
+            "restore the adapter_config.json that was written with these weights",
+        )
+
+
+def _against(inspection: Inspection, base: BaseModel | None, folder: int) -> Iterator[Finding]:
+    """The adapter and what lies beside it, against the base model."""
     if base is None:
         yield Finding(
             Code.BASE_UNKNOWN,
@@ -171,8 +197,33 @@ def _structure(inspection: Inspection, base: BaseModel | None, max_lora_rank: in
             "name the base model's folder",
             "warning",
         )
-    else:
-        yield from _against(inspection, base)
+        return
+    yield from _fit(inspection, base)
+    yield from identity.compare(inspection, base)
+    yield from tokenizer.compare(folder, base)
+
+
+def _fit(inspection: Inspection, base: BaseModel) -> Iterator[Finding]:
+    """Modules and shapes."""
+    trained_on = inspection.manifest.base_model
+    remedy = "use the base model it was trained on" + (f" ({quote(trained_on)})" if trained_on else "")
+    unknown = [name for name in inspection.modules if name not in base.shapes]
+    if unknown:
+        yield Finding(Code.MODULE, f"{base.name} has no module {several(unknown)}", remedy)
+    misfits = [
+        f"{name}: {list(factors.weight_shape)}, not {list(base.shapes[name])}"
+        for name, factors in inspection.modules.items()
+        if name in base.shapes and factors.weight_shape != base.shapes[name]
+    ]
+    if misfits:
+        yield Finding(Code.SHAPE, f"the shapes are not those of {base.name}: {several(misfits)}", remedy)
+    for name, copy in inspection.copies.items():
+        if copy.shape != base.shapes.get(name):
+            yield Finding(
+                Code.VOCABULARY,
+                f"the adapter was trained with another vocabulary: its {name} has the shape {list(copy.shape)}",
+                f"{_MERGE}, which takes the vocabulary over",
+            )
 
 
 def _ranks(inspection: Inspection, max_lora_rank: int | None) -> Iterator[Finding]:
@@ -208,63 +259,36 @@ def _ranks(inspection: Inspection, max_lora_rank: int | None) -> Iterator[Findin
         )
 
 
-def _against(inspection: Inspection, base: BaseModel) -> Iterator[Finding]:
-    trained_on = inspection.manifest.base_model
-    remedy = "use the base model it was trained on" + (f" ({quote(trained_on)})" if trained_on else "")
-    unknown = [name for name in inspection.modules if name not in base.shapes]
-    if unknown:
-        yield Finding(Code.MODULE, f"{base.name} has no module {several(unknown)}", remedy)
-    transposed = inspection.manifest.fan_in_fan_out
-    misfits = []
-    for name, factors in inspection.modules.items():
-        expected = base.shapes.get(name, factors.weight_shape)
-        shape = factors.weight_shape[::-1] if transposed and not factors.embedding else factors.weight_shape
-        if shape != expected:
-            misfits.append(f"{name}: {list(shape)}, not {list(expected)}")
-    if misfits:
-        yield Finding(Code.SHAPE, f"the shapes are not those of {base.name}: {several(misfits)}", remedy)
-    for name, copy in inspection.copies.items():
-        if copy.shape != base.shapes.get(name):
-            yield Finding(
-                Code.VOCABULARY,
-                f"the adapter was trained with another vocabulary: its {name} has the shape {list(copy.shape)}",
-                f"{_MERGE}, which takes the vocabulary over",
-            )
-    if trained_on and Path(trained_on).name.casefold() != base.name.casefold():
-        yield Finding(
-            Code.BASE_NAME,
-            f"the adapter names {quote(trained_on)} as its base model, not {base.name}",
-            "make sure that both are the same model: shapes alone do not tell a base model from its instruct version",
-            "warning",
-        )
-
-
-def _values(file: BinaryIO, inspection: Inspection) -> Iterator[Finding]:
+def _values(file: BinaryIO, inspection: Inspection, base: BaseModel | None) -> Iterator[Finding]:
     """Reads all weights once."""
     effect = False
     try:
-        for factors in inspection.modules.values():
-            for tensor in (factors.a, factors.b):
-                values = scan(file, tensor)
+        for name, factors in inspection.modules.items():
+            scale = inspection.manifest.scale(name)
+            for tensor, multiplied in ((factors.a, 1.0), (factors.b, scale)):
+                values = scan(file, tensor, multiplied)
                 if values.index is not None:
-                    yield _spoilt(tensor, values.index, values.value)
+                    yield _spoilt(tensor, values.index, values.value, multiplied)
                     return
-            effect = effect or not values.zero
+            effect = effect or not (values.zero or scale == 0)
+        if base is not None:
+            yield from identity.compare_copies(file, inspection, base)
     except EOFError as error:
         yield Finding(Code.FILE, f"{WEIGHTS} became shorter while it was read ({error})", "let nobody write there")
         return
     if not effect:
         yield Finding(
-            Code.NO_EFFECT, "lora_B is zero everywhere: the base model will answer", "was it trained?", "warning"
+            Code.NO_EFFECT, "lora_B or alpha is zero everywhere: the base model answers", "was it trained?", "warning"
         )
 
 
-def _spoilt(tensor: Tensor, index: int, value: float) -> Finding:
+def _spoilt(tensor: Tensor, index: int, value: float, scale: float) -> Finding:
     where = f"{quote(tensor.name, 160)} holds {value} at element {index}"
     remedy = "the training diverged: take an earlier checkpoint, or train with a lower learning rate"
-    if isfinite(value):
-        return Finding(Code.OVERFLOW, f"{where}, and {LIMIT:g} and more turn infinite in float16", remedy)
-    return Finding(Code.NOT_FINITE, where, remedy)
+    if not isfinite(value):
+        return Finding(Code.NOT_FINITE, where, remedy)
+    scaled = f", multiplied by alpha / rank ({scale:g})" if abs(scale) > 1 else ""
+    return Finding(Code.OVERFLOW, f"{where}{scaled}: twice {LIMIT:g} is infinite in float16", remedy)
 
 
 def _ends(inspection: Inspection) -> set[str]:

@@ -44,8 +44,8 @@ def test_the_corpus_holds_what_an_engine_serves_refuses_and_misserves() -> None:
     by_engine = {kind: [case for case in CASES if case.engine == kind] for kind in ("serves", "refuses", "misserves")}
     assert len(CASES) >= 40
     assert min(map(len, by_engine.values())) >= 20
-    assert not any(case.errors for case in by_engine["serves"])
-    assert all(case.errors for case in by_engine["refuses"] + by_engine["misserves"])
+    assert all(case.errors for case in by_engine["refuses"] + by_engine["misserves"]), "a false accept"
+    assert all(bool(case.errors) is bool(case.stricter) for case in by_engine["serves"]), "strict without a reason"
     assert len({case.name for case in CASES}) == len(CASES)
 
 
@@ -191,16 +191,6 @@ def test_packed_weights_have_no_shapes_to_compare_with(tmp_path: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "something_new"}')
     with pytest.raises(BaseModelError, match="packed"):
         BaseModel.read(folder)
-
-
-def test_a_base_model_that_stores_its_weights_the_other_way_round_is_compared_so(tmp_path: Path) -> None:
-    turned = BaseModel("turned", "gpt2", {name: (into, out) for name, (out, into) in TINY.modules().items()})
-    craft = Craft(TINY)
-    craft.config["fan_in_fan_out"] = True
-    craft.write(tmp_path / "turned")
-    assert check(tmp_path / "turned", turned, 16).ok
-    Craft(TINY).write(tmp_path / "straight")
-    assert [finding.code for finding in check(tmp_path / "straight", turned, 16).errors] == [Code.SHAPE]
 
 
 # ---- hostile configurations

@@ -1,0 +1,87 @@
+"""Which modules an adapter's configuration names, by peft's rules.
+
+peft leaves tensors of other modules out when it loads an adapter; vLLM serves whatever the file holds, and never looks
+at these fields. Where the two differ, the configuration and the weights are not of one training.
+"""
+
+from collections.abc import Iterable
+
+from adapters.manifest import Manifest
+from adapters.patterns import Pattern, UnsupportedPatternError, parse
+
+# peft's word for every linear layer but the output layer; what it saves has the modules' names instead.
+_ALL_LINEAR = "all-linear"
+_NEVER_LINEAR = frozenset({"lm_head", "embed_tokens"})
+
+
+class _Unknown(Exception):
+    """The fields hold a regular expression that is not followed here."""
+
+
+def untargeted(manifest: Manifest, modules: Iterable[str]) -> list[str]:
+    """Those of the modules that the configuration does not name.
+
+    None where that would take a regular expression beyond those of `patterns`: it could hang whoever follows it.
+    """
+    try:
+        named = _Named(manifest)
+    except _Unknown:
+        return []
+    return [module for module in modules if not named.has(module)]
+
+
+class _Named:
+    """What the configuration names. Raises _Unknown."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._targets = _names_or_pattern(manifest.target_modules)
+        self._excluded = _names_or_pattern(manifest.exclude_modules)
+        self._parameters = tuple(name.rpartition(".")[0] for name in manifest.target_parameters)
+        self._layers = manifest.layers
+        self._layers_patterns = tuple(map(_pattern, manifest.layers_pattern))
+
+    def has(self, module: str) -> bool:
+        if _ends_in(module, self._parameters):
+            return True
+        if isinstance(self._excluded, Pattern) and self._excluded.matches(module):
+            return False
+        if not isinstance(self._excluded, Pattern) and _ends_in(module, self._excluded):
+            return False
+        if isinstance(self._targets, Pattern):
+            return self._targets.matches(module)
+        if self._targets == (_ALL_LINEAR,):
+            return module.rpartition(".")[2] not in _NEVER_LINEAR
+        if module in self._targets:
+            return True
+        return _ends_in(module, self._targets) and self._in_layers(module)
+
+    def _in_layers(self, module: str) -> bool:
+        return self._layers is None or _layer(module, self._layers_patterns) in self._layers
+
+
+def _layer(module: str, patterns: tuple[Pattern, ...]) -> int | None:
+    """The number of the layer that a module is in: the first after a name that a pattern matches, or after any two."""
+    parts = module.split(".")
+    for pattern in patterns or (None,):
+        for place, part in enumerate(parts[:-1]):
+            if part.isdigit() and (pattern.matches(".".join(parts[:place])) if pattern else place >= 2):
+                return int(part)
+    return None
+
+
+def _ends_in(module: str, names: tuple[str, ...]) -> bool:
+    """Whether one of the names is the module's, or its last parts."""
+    return any(module == name or (name != "" and module.endswith(f".{name}")) for name in names)
+
+
+def _names_or_pattern(value: tuple[str, ...] | str) -> tuple[str, ...] | Pattern:
+    if isinstance(value, tuple) or value.lower() == _ALL_LINEAR:
+        return (value.lower(),) if isinstance(value, str) else value
+    return _pattern(f"^{value.removeprefix('^')}") if value else ()
+
+
+def _pattern(key: str) -> Pattern:
+    try:
+        return parse(key)
+    except UnsupportedPatternError as error:
+        raise _Unknown from error
