@@ -4,8 +4,10 @@
     BaseModel.read(folder) -> BaseModel             what a check needs to know of the base model
     AdapterStore.open(root).add(folder, accept)     an immutable copy under its digest
     scan(folders) -> Scan, changes(known, a, b)     what source folders offer, and what changed there
+    python -m adapters.importing                    fetches, checks and keeps one adapter, in a process of its own
 
-Standard library only; never imports `gateway`. All calls here block on the disk: call them in a thread.
+Standard library only, but for what fetches over a network; never imports `gateway`. All calls here block on the disk:
+call them in a thread.
 """
 
 from adapters.base_model import BaseModel, BaseModelError

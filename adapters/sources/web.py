@@ -197,13 +197,22 @@ class Web:
 
 
 def web_client() -> httpx2.Client:
-    """For `Web`: no cookies, no compression, no redirections of its own."""
-    return httpx2.Client(
-        headers={"user-agent": "lora-gateway", "accept-encoding": "identity"},
-        cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
-        timeout=httpx2.Timeout(_SILENCE, connect=_CONNECT),
-        follow_redirects=False,
-    )
+    """For `Web`: no cookies, no compression, no redirections of its own. Raises FetchError when the environment names
+    proxies or certificates that cannot be used."""
+    try:
+        return httpx2.Client(
+            headers={"user-agent": "lora-gateway", "accept-encoding": "identity"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            timeout=httpx2.Timeout(_SILENCE, connect=_CONNECT),
+            follow_redirects=False,
+        )
+    except (ImportError, ValueError, httpx2.InvalidURL):
+        raise FetchError(
+            "a proxy in the environment (HTTPS_PROXY, ALL_PROXY …) is none: write http://host:port"
+        ) from None
+    except OSError as error:
+        why = error.strerror or "no certificates"
+        raise FetchError(f"SSL_CERT_FILE or SSL_CERT_DIR in the environment cannot be used ({why})") from None
 
 
 def _same_server(one: httpx2.URL, other: httpx2.URL) -> bool:

@@ -283,6 +283,24 @@ def test_proxies_of_the_environment_are_used(
     assert server.seen[0].path == "http://hub.invalid/files/bot"
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("ALL_PROXY", "socks5://me:hunter2@127.0.0.1:1", "a proxy in the environment"),
+        ("HTTPS_PROXY", "ftp://me:hunter2@127.0.0.1:1", "a proxy in the environment"),
+        ("SSL_CERT_FILE", "/nowhere/at/all", "SSL_CERT_FILE .* cannot be used"),
+        ("SSL_CERT_FILE", __file__, "SSL_CERT_FILE .* cannot be used"),
+    ],
+)
+def test_what_the_environment_has_wrong_is_said_without_its_passwords(
+    name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(FetchError, match=words) as error:
+        web_client()
+    assert "hunter2" not in str(error.value)
+
+
 def test_json_is_bounded_and_strict(server: FakeHub, web: Web) -> None:
     server.files |= {"good": b'{"a": [1]}', "bad": b"<html>", "long": b" " * (9 << 20)}
     assert web.json(Ask(f"{server.url}/files/good"), "it") == {"a": [1]}
