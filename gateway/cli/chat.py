@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -15,6 +15,7 @@ from gateway.cli.output import Failure
 _CONNECT_SECONDS = 10.0
 _SILENT_SECONDS = 120.0  # between two pieces of an answer, and before the first
 _MAX_TEXT = 1 << 20  # characters of one answer
+_MAX_LINE = 8 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ class Client:
                     return reading.answer(error=_refusal(answer))
                 if (by := answer.headers.get("x-gateway-adapter")) != adapter:
                     return reading.answer(error=f"it was answered by {by or 'no adapter'}, not by {adapter}")
-                return reading.read(answer.iter_lines())
+                return reading.read(_lines(answer.iter_bytes()))
         except (httpx2.ConnectError, httpx2.InvalidURL, httpx2.UnsupportedProtocol) as error:
             raise Failure(f"the gateway at {self._url} does not answer ({error}): look at --url") from None
         except httpx2.HTTPError as error:
@@ -125,6 +126,16 @@ class _Reading:
             piece = (choice.get("delta") or {}).get("content") or ""
             self.size += len(piece)
             self.pieces.append(piece)
+
+
+def _lines(pieces: Iterable[bytes]) -> Iterator[str]:
+    """What ends with a line feed: an answer may hold everything else that Python takes for the end of a line."""
+    rest = b""
+    for piece in pieces:
+        *whole, rest = (rest + piece).split(b"\n")
+        yield from (line.decode("utf-8", "replace") for line in whole)
+        if len(rest) > _MAX_LINE:
+            raise httpx2.DecodingError(f"a line exceeds {_MAX_LINE} bytes")
 
 
 def _refusal(answer: httpx2.Response) -> str:

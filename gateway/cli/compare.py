@@ -70,11 +70,11 @@ def read_prompts(file: Path) -> list[Messages]:
     try:
         with file.open("rb") as opened:
             data = opened.read(_MAX_FILE + 1)
-        lines = data.decode().splitlines()
+        if len(data) > _MAX_FILE:
+            raise Failure(f"{file} has more than {_MAX_FILE >> 20} MiB")
+        lines = data.decode("utf-8-sig").split("\n")  # JSON may hold what else Python takes for the end of a line
     except (OSError, UnicodeDecodeError) as error:
         raise Failure(f"{file} cannot be read: {error}") from None
-    if len(data) > _MAX_FILE:
-        raise Failure(f"{file} has more than {_MAX_FILE >> 20} MiB")
     filled = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not 0 < len(filled) <= _MAX_PROMPTS:
         raise Failure(f"{file} has {len(filled)} prompts; 1 to {_MAX_PROMPTS} can be compared")
@@ -127,8 +127,10 @@ def _summary(answers: Sequence[Answer]) -> dict[str, Any]:
     }
 
 
-def _same(answered: Sequence[Pair]) -> int:
-    return sum(a.text == b.text and not a.error and not b.error for a, b in answered)
+def _same(pair: Pair) -> bool:
+    """Whether both were answered, alike."""
+    a, b = pair
+    return a.text == b.text and not a.error and not b.error
 
 
 def _document(name: str, versions: tuple[str, str], asked: list[Messages], answered: list[Pair]) -> dict[str, Any]:
@@ -137,12 +139,12 @@ def _document(name: str, versions: tuple[str, str], asked: list[Messages], answe
         "name": name,
         "versions": {"a": a, "b": b},
         "prompts": [
-            {"messages": messages, "a": asdict(one), "b": asdict(other), "same": one.text == other.text}
-            for messages, (one, other) in zip(asked, answered, strict=True)
+            {"messages": messages, "a": asdict(pair[0]), "b": asdict(pair[1]), "same": _same(pair)}
+            for messages, pair in zip(asked, answered, strict=True)
         ],
         "summary": {
             "prompts": len(asked),
-            "same": _same(answered),
+            "same": sum(map(_same, answered)),
             "a": _summary([pair[0] for pair in answered]),
             "b": _summary([pair[1] for pair in answered]),
         },
@@ -166,7 +168,7 @@ def _tell(versions: tuple[str, str], asked: list[Messages], answered: list[Pair]
         ("version", "answered", "first byte", "total", "tokens in", "tokens out"),
         [_totals(version, _summary([pair[side] for pair in answered])) for side, version in enumerate(versions)],
     )
-    say(f"{_same(answered)} of {len(asked)} answers are the same.")
+    say(f"{sum(map(_same, answered))} of {len(asked)} answers are the same.")
 
 
 def _totals(version: str, sums: dict[str, Any]) -> tuple[object, ...]:

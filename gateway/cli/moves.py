@@ -162,7 +162,7 @@ def unload(adapter: Named, url: Url = DEFAULT_URL, admin_key: AdminKey = None, a
 
 def remove(adapter: Named, url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJson = False) -> None:
     """Remove an adapter, or one version of it.  Requests that run are finished first."""
-    name, _, version = adapter.partition("@")
+    name, version = _parts(adapter)
     path = f"adapters/{_part(name)}" + (f"/versions/{_part(version)}" if version else "")
     with Admin(url, admin_key) as admin:
         left = admin.call("DELETE", path)
@@ -205,13 +205,21 @@ def _move(
 
 
 def _ask(adapter: str, what: str, done: str, url: str, admin_key: str | None, as_json: bool) -> None:
-    name, _, version = adapter.partition("@")
+    name, version = _parts(adapter)
     with Admin(url, admin_key) as admin:
         page = admin.call("POST", f"adapters/{_part(name)}/{what}", {"version": version} if version else {})
     if as_json:
         print_json(page)
     else:
         say(f"{adapter} {done}.")
+
+
+def _parts(adapter: str) -> tuple[str, str]:
+    """The name, and the version if one is meant, else "".  A version that a script left empty does not mean all."""
+    name, at, version = adapter.partition("@")
+    if at and not version:
+        raise Failure(f"{adapter!r} names no version: write {name}@VERSION, or {name} for all of it")
+    return name, version
 
 
 def _part(text: str) -> str:

@@ -238,6 +238,16 @@ async def test_remove_a_version_and_then_all(running):
     assert (await typed(running, "remove", "pirate")).returncode == 1
 
 
+@pytest.mark.parametrize("command", ["remove", "unload", "load"])
+async def test_a_version_that_was_forgotten_is_not_all_of_them(running, command):
+    """`pirate@$OLD`, where OLD is not set."""
+    with_adapter(running, "pirate", b"1", b"2")
+    done = await typed(running, command, "pirate@")
+    assert done.returncode == 1
+    assert "'pirate@' names no version: write pirate@VERSION, or pirate" in done.stderr
+    assert len(running.adapters.records["pirate"].versions) == 2
+
+
 @pytest.mark.parametrize("name", ["../config", "a/b", "a?b", "a#b", "", "ä"])
 async def test_no_name_leads_to_another_page(running, name):
     for arguments in (("show", name), ("remove", name), ("remove", f"pirate@{name or '/'}"), ("load", name)):

@@ -29,6 +29,7 @@ class Script:
         self.says: dict[str, list[str] | int | str] = {f"pirate@{A}": ["Arr", "!"], f"pirate@{B}": ["Ahoy"]}
         self.adapter: str | None = None
         self.connections = 0
+        self.plain = False  # whether characters beyond ASCII are written as they are, as engines do
 
 
 @pytest.fixture
@@ -83,7 +84,7 @@ def chatting(script: Script) -> Iterator[str]:
             self.end_headers()
 
         def event(self, chunk: dict[str, Any]) -> None:
-            self.piece(f"data: {json.dumps(chunk)}\n\n")
+            self.piece(f"data: {json.dumps(chunk, ensure_ascii=not script.plain)}\n\n")
 
         def piece(self, text: str) -> None:
             data = text.encode()
@@ -143,7 +144,13 @@ def test_json_has_every_answer_and_the_sums(url, script, tmp_path):
 
 @pytest.mark.parametrize(
     ("said", "reason"),
-    [(503, "not\\x1b[2J now"), ("cut", "the answer broke off"), ("error", "the engine fell")],
+    [
+        (503, "not\\x1b[2J now"),
+        ("cut", "the answer broke off"),
+        ("error", "the engine fell"),
+        (["x" * (9 << 20)], "a line exceeds 8388608 bytes"),
+    ],
+    ids=["refused", "cut", "error", "endless"],
 )
 def test_a_version_that_does_not_answer_is_told_and_the_other_shown(url, script, tmp_path, said, reason):
     script.says[f"pirate@{B}"] = said
@@ -153,6 +160,20 @@ def test_a_version_that_does_not_answer_is_told_and_the_other_shown(url, script,
     assert reason in done.stdout
     assert "Arr!" in done.stdout
     assert "\x1b" not in done.stdout
+
+
+def test_two_that_do_not_answer_are_not_the_same(url, script, tmp_path):
+    script.says = {f"pirate@{A}": 503, f"pirate@{B}": 503}
+    document = json.loads(compare(url, tmp_path, "Who are you?", "--json").stdout)
+    assert (document["prompts"][0]["same"], document["summary"]["same"]) == (False, 0)
+
+
+def test_an_answer_may_hold_any_kind_of_line_break(url, script, tmp_path):
+    script.plain = True
+    script.says[f"pirate@{B}"] = ["one\u2028two\x85three"]
+    document = json.loads(compare(url, tmp_path, "Who are you?", "--json").stdout)
+    assert document["prompts"][0]["b"]["error"] == ""
+    assert document["prompts"][0]["b"]["text"] == "one\u2028two\x85three"
 
 
 def test_an_answer_of_another_version_is_no_answer(url, script, tmp_path):
@@ -187,6 +208,7 @@ def test_without_a_gateway_nothing_is_compared(tmp_path):
         (b'{"messages": []}', "line 1: write"),
         (b'{"prompt": "x"}\n\n[1]', "line 3: write"),
         (b"x" * ((8 << 20) + 1), "more than 8 MiB"),
+        (b"x" * (8 << 20) + "ä".encode(), "more than 8 MiB"),
     ],
 )
 def test_a_file_that_holds_no_prompts_is_refused_with_its_line(tmp_path, content, reason):
@@ -196,3 +218,9 @@ def test_a_file_that_holds_no_prompts_is_refused_with_its_line(tmp_path, content
         read_prompts(file)
     with pytest.raises(Failure, match="cannot be read"):
         read_prompts(tmp_path / "nowhere")
+
+
+def test_only_the_end_of_a_line_ends_a_prompt(tmp_path):
+    file = tmp_path / "prompts"
+    file.write_bytes('{"prompt": "a\u2028b"}\r\n{"prompt": "c\x85d"}\n'.encode("utf-8-sig"))
+    assert [messages[0]["content"] for messages in read_prompts(file)] == ["a\u2028b", "c\x85d"]
