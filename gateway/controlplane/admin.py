@@ -40,6 +40,7 @@ log = logging.getLogger("gateway.adapters")
 _IMPORTS = 64  # that are under way at once
 _REMEMBERED = 256  # imports that have ended
 _CANARY_LOAD = 120.0  # seconds that a version may take to be loaded before it gets traffic
+_PATIENCE = 600.0  # seconds that an import waits for an engine to serve what it brought
 
 Page = dict[str, Any]
 
@@ -67,13 +68,16 @@ class _Import:
 
 
 class AdapterAdmin:
-    """The life of adapters, for the edge (`gateway.api.adapters.AdapterAdmin` says what each method promises)."""
+    """The life of adapters, for the edge (`gateway.api.adapters.AdapterAdmin` says what each method promises).
 
-    def __init__(self, plane: ControlPlane, config: Config) -> None:
+    `patience`: seconds that an import waits for an engine; its version is there, and is loaded, also after that.
+    """
+
+    def __init__(self, plane: ControlPlane, config: Config, *, patience: float = _PATIENCE) -> None:
         self._plane = plane
         self._registry = plane.registry
         self._upstreams = tuple(upstream.name for upstream in config.upstreams if upstream.kind == "vllm")
-        self._default_load = config.adapters.load
+        self._patience = patience
         self._imports: dict[str, _Import] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -145,14 +149,7 @@ class AdapterAdmin:
         wanted = find(record, version)
         canaried(record, wanted.digest, weight)  # what cannot be is said before anything is loaded
         if weight > 0:
-            try:
-                async with asyncio.timeout(_CANARY_LOAD):
-                    await self._until_ready(name, wanted.version)
-            except TimeoutError:
-                raise Conflict(
-                    f"{engine_name(record, wanted)} is not Ready after {_CANARY_LOAD:g} s, so it gets no traffic: "
-                    f"{self._status(name, wanted.version).reason or 'it is being loaded'}"
-                ) from None
+            await self._ready_within(_CANARY_LOAD, name, wanted.version, "so it gets no traffic")
         return self._page(await self._move(name, lambda now: canaried(now, wanted.digest, weight)))
 
     async def configure(self, name: str, settings: Mapping[str, Any]) -> Page:
@@ -225,10 +222,11 @@ class AdapterAdmin:
         reason = "it was ended: the gateway stopped"
         try:
             version = await self._plane.intake.take(one.name, source, promote=promote, progress=progress, **settings)
-            one.version, one.source, one.phase, reason = version.version, version.source, Phase.LOADING, ""
-            await self._until_ready(one.name, version.version)
+            one.version, one.source, one.phase = version.version, version.source, Phase.LOADING
+            await self._ready_within(self._patience, one.name, version.version, "and stays in the store")
+            reason = ""
         except (ImportRefused, ImportFailed, NoEngine, OSError) as error:
-            reason = str(error)
+            reason = str(error) or type(error).__name__
         except (Conflict, NotFound, InvalidRequest, StorageError) as error:
             reason = error.message
         except Exception:
@@ -238,6 +236,15 @@ class AdapterAdmin:
             one.reason, one.phase = reason, Phase.FAILED if reason else Phase.READY
             with contextlib.suppress(FileNotFoundError):
                 done()
+
+    async def _ready_within(self, seconds: float, name: str, version: str, otherwise: str) -> None:
+        """As `_until_ready`; `otherwise` says what follows when it takes longer, which is a Conflict, too."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._until_ready(name, version)
+        except TimeoutError:
+            why = self._status(name, version).reason or "it is being loaded"
+            raise Conflict(f"{name}@{version} is not Ready after {seconds:g} s, {otherwise}: {why}") from None
 
     async def _until_ready(self, name: str, version: str) -> None:
         """Asks for the version as a request would, until an engine serves it.  Raises Conflict when none will, NotFound
