@@ -21,7 +21,7 @@ from gateway.controlplane.intake import Intake, NoEngine
 from gateway.controlplane.observed import Phase
 from gateway.controlplane.registry import Registry
 from gateway.controlplane.versions import Host
-from gateway.domain.errors import Conflict, StorageError
+from gateway.domain.errors import Conflict, NotFound, StorageError
 
 log = logging.getLogger("gateway.adapters")
 
@@ -167,7 +167,10 @@ class Folders:
         if version is None or not version.fits:
             return False
         if folder.name in self._contents:
-            await self._registry.move(folder.name, lambda now: _awaiting(now, digest))
+            try:
+                await self._registry.move(folder.name, lambda now: _awaiting(now, digest))
+            except NotFound:
+                return False  # it was removed while the folder was read
         return True
 
     async def _forget(self, name: str) -> None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
+import threading
 from pathlib import Path
 
 import pytest
 
 from adapters.files import ADAPTER_FILES
 from gateway.controlplane.admin import AdapterAdmin
+from gateway.controlplane.desired import removed
 from gateway.domain.snapshot import Readiness
 from tests.fakes.adapter_corpus import TINY, Craft
 from tests.fakes.fake_hub import fake_hub
 from tests.fakes.fake_vllm_http import VLLM
 from tests.integration.test_control_plane import Shelf, attached, controlled
+from tests.patience import LATE
 
 
 @pytest.fixture
@@ -99,3 +104,32 @@ async def test_an_engine_that_does_not_see_the_store_fetches_from_the_hub_what_i
             async with controlled(config, HF_ENDPOINT=hub.url) as (plane, watch):
                 await watch.until(lambda: any("main branch of org/bot is at" in reason for reason in _reasons(plane)))
                 assert not vllm.adapters
+
+
+async def test_a_content_that_comes_back_while_it_is_removed_is_taken_up_anew(
+    shelf: Shelf, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    shelf.put("pirate")
+    shutil.copytree(shelf.sources / "pirate", tmp_path / "first")
+    async with VLLM(root=str(shelf.base)) as vllm, controlled(shelf.config(attached(vllm))) as (plane, watch):
+        await watch.until(lambda: watch.ready("pirate"))
+        first = watch.version("pirate")
+        assert first is not None
+        shelf.put("pirate")
+        await watch.until(lambda: watch.version("pirate") != first)
+        record = plane.registry.records["pirate"]
+        digest = next(v.digest for v in record.versions if v.version == first.partition("@")[2])
+        disk = threading.Event()  # it is slow, so that the folder's turn comes while the version is still there
+        assert plane._storage is not None
+        busy = asyncio.create_task(plane._storage.call(disk.wait, 10 * LATE))
+        going = asyncio.create_task(plane.registry.move("pirate", lambda now: now and removed(now, digest)))
+        shelf.remove("pirate")
+        (tmp_path / "first").rename(shelf.sources / "pirate")
+        async with asyncio.timeout(6 * LATE):
+            while not plane.registry._moving._waiters:
+                await asyncio.sleep(0.01)
+        disk.set()
+        await busy
+        await going
+        await watch.until(lambda: watch.version("pirate") == first)
+        assert "failed and starts again" not in caplog.text
