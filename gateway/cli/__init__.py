@@ -34,5 +34,5 @@ def main() -> None:
         complain(*error.lines())
         sys.exit(1)
     except Failure as failure:
-        complain(str(failure))
+        complain(*str(failure).splitlines())
         sys.exit(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from gateway.cli import compare, judge, moves, publish
+from gateway.cli import compare, judge, merge, moves, publish
 
 app = typer.Typer(
     help="LoRA adapters: judge one; add, move and remove those of a running gateway.", no_args_is_help=True
@@ -21,3 +21,5 @@ app.command("set")(moves.configure)
 app.command()(moves.load)
 app.command()(moves.unload)
 app.command()(moves.remove)
+app.command()(merge.merge)
+app.command()(merge.export)
