@@ -139,7 +139,7 @@ class Registry:
 
     def _take(self, records: Mapping[str, AdapterRecord]) -> None:
         self.records = MappingProxyType(dict(sorted(records.items())))
-        self.index = Index(self.records, self._path, self._default_load)
+        self.index = Index(self.records, self._path, self._default_load, before=self.index)
 
     def _path(self, digest: str) -> str:
         return str(self.store.root / "sha256" / digest)

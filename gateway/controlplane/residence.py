@@ -130,11 +130,12 @@ class Residence:
     def _demand(self, now: float, taken: Collection[str]) -> Demand:
         requested, called = self._traffic.last_asked, self._answered
         asked = {**requested, **{adapter: max(at, requested.get(adapter, at)) for adapter, at in called.items()}}
+        recently = [adapter for adapter, at in asked.items() if self._idle is None or now - at < self._idle]
         return Demand(
             now,
             self._grace,
             lambda adapter: asked.get(adapter, -math.inf),
-            [adapter for adapter, at in asked.items() if self._idle is None or now - at < self._idle],
+            sorted(recently, key=asked.__getitem__, reverse=True),
             self.waiting(),
             self._traffic.users,
             self._ejected,

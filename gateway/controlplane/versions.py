@@ -6,7 +6,7 @@ engine says its content, so nothing here is ever changed in place: only what the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -108,16 +108,16 @@ def is_eager(record: AdapterRecord, default: str) -> bool:
 class Demand:
     """What is asked for, all on the monotonic clock, on which `now` is the moment that is looked at.
 
-    `asked`: when a request last named an adapter (-inf: never); `recently`: those named not long ago.  `waiting`: since
-    when somebody waits for one.  `users`: requests that one has on an upstream.  `ejected`: those that go, and are
-    loaded again when somebody waits for them.  `taken`: names of adapters that other models have.  `grace`: seconds
-    that a version stays which is not kept.
+    `asked`: when a request last named an adapter (-inf: never); `recently`: those named not long ago, the last one
+    first.  `waiting`: since when somebody waits for one.  `users`: requests that one has on an upstream.  `ejected`:
+    those that go, and are loaded again when somebody waits for them.  `taken`: names of adapters that other models
+    have.  `grace`: seconds that a version stays which is not kept.
     """
 
     now: float
     grace: float
     asked: Callable[[str], float]
-    recently: Collection[str]
+    recently: Sequence[str]
     waiting: Mapping[str, float]
     users: Callable[[str, str], int]
     ejected: Collection[str]
@@ -134,37 +134,72 @@ class Holding:
     troubles: Mapping[str, LoadTrouble] = field(default_factory=lambda: MappingProxyType({}))
 
 
-class Index:
-    """The desired state, arranged for looking things up; made anew when it changes."""
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What follows from one record.  Of its versions, by their names in the engine: all of them, the current one, those
+    that are kept (`kept`), and of these the ones that are loaded without being asked for."""
 
-    def __init__(self, records: Mapping[str, AdapterRecord], path: Callable[[str], str], default: str) -> None:
-        self.records = records
-        self.by_adapter = {
-            engine_name(record, version): Indexed(record, version, path(version.digest))
-            for record in records.values()
-            for version in record.versions
-        }
-        current = [engine_name(r, next(v for v in r.versions if v.digest == r.current)) for r in records.values()]
-        self.pinned = frozenset(
-            adapter for adapter, record in zip(current, records.values(), strict=True) if record.pinned
+    record: AdapterRecord
+    versions: Mapping[str, Indexed]
+    current: str
+    kept: tuple[str, ...]
+    eager: tuple[str, ...]
+
+    @classmethod
+    def of(cls, record: AdapterRecord, path: Callable[[str], str], default: str) -> _Entry:
+        names = {version.digest: engine_name(record, version) for version in record.versions}
+        needed = tuple(names[version.digest] for version in kept(record))
+        upcoming = () if record.next is None else (names[record.next],)
+        return cls(
+            record,
+            {names[version.digest]: Indexed(record, version, path(version.digest)) for version in record.versions},
+            names[record.current],
+            needed,
+            needed if is_eager(record, default) else upcoming,
         )
+
+
+class Index:
+    """The desired state, arranged for looking things up; made anew when it changes.
+
+    `path` gives a version's folder by its digest, `default` whether an adapter without a setting of its own is loaded
+    without being asked for.  What was worked out `before` of records that are the same is not worked out again.
+    """
+
+    def __init__(
+        self,
+        records: Mapping[str, AdapterRecord],
+        path: Callable[[str], str],
+        default: str,
+        before: Index | None = None,
+    ) -> None:
+        known: Mapping[str, _Entry] = {} if before is None else before._entries
+        self.records = records
+        self._entries: Mapping[str, _Entry] = {
+            name: entry
+            if (entry := known.get(name)) is not None and entry.record is record
+            else _Entry.of(record, path, default)
+            for name, record in records.items()
+        }
+        entries = self._entries.values()
+        self.by_adapter = {adapter: indexed for entry in entries for adapter, indexed in entry.versions.items()}
+        self.pinned = frozenset([entry.current for entry in entries if entry.record.pinned])
+        #: What serves, comes, or was before: all others leave soon after their last request.
+        self.kept = frozenset([adapter for entry in entries for adapter in entry.kept])
         #: What is loaded without being asked for, in order: what serves comes before what may.
         self.eager = tuple(
             dict.fromkeys(
                 [
-                    *(a for a, record in zip(current, records.values(), strict=True) if is_eager(record, default)),
-                    *(
-                        engine_name(record, version)
-                        for record in records.values()
-                        for version in kept(record)
-                        if is_eager(record, default) or version.digest == record.next
-                    ),
+                    *(entry.current for entry in entries if entry.current in entry.eager),
+                    *(adapter for entry in entries for adapter in entry.eager),
                 ]
             )
         )
         self._eager = frozenset(self.eager)
-        #: What serves, comes, or was before: all others leave soon after their last request.
-        self.kept = frozenset(engine_name(record, v) for record in records.values() for v in kept(record))
+        #: Names whose traffic is split → the salt of that.
+        self.salts = {name: record.salt for name, record in records.items() if record.salt}
+        #: Adapters that are to move to another version when it is ready.
+        self.moving = tuple([record for record in records.values() if record.next is not None])
 
     def wishes(self, upstream: str, host: Host, holding: Holding, demand: Demand) -> list[Wish]:
         """Everything that this engine could be asked to hold now; what nobody asks for and nothing pins is left out, so
@@ -178,9 +213,17 @@ class Index:
             if wish is not None and wish.eager:
                 found[adapter] = wish
                 eager += 1
-        for adapter in (*holding.since, *self.pinned, *demand.waiting, *demand.recently):
+        for adapter in (*holding.since, *self.pinned, *demand.waiting):
             if adapter not in found and (wish := self._wish(adapter, upstream, host, holding, demand)) is not None:
                 found[adapter] = wish
+        places = host.room or len(demand.recently)
+        for adapter in demand.recently:
+            if places <= 0:
+                break  # whoever was asked for before these comes after them
+            wish = found.get(adapter) or self._wish(adapter, upstream, host, holding, demand)
+            if wish is not None:
+                found[adapter] = wish
+                places -= not wish.refused
         return list(found.values())
 
     def _wish(self, adapter: str, upstream: str, host: Host, holding: Holding, demand: Demand) -> Wish | None:
