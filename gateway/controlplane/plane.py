@@ -38,7 +38,7 @@ from gateway.controlplane.imports import Imports
 from gateway.controlplane.intake import Intake
 from gateway.controlplane.lives import Lives
 from gateway.controlplane.machine import memory
-from gateway.controlplane.observed import AdapterStatus, Observed, UpstreamState, UpstreamStatus
+from gateway.controlplane.observed import EngineEndpoint, Observed, UpstreamState, UpstreamStatus
 from gateway.controlplane.probes import Probe, Seen
 from gateway.controlplane.reconciler import Reconciler
 from gateway.controlplane.records import Records
@@ -152,6 +152,7 @@ class ControlPlane:
             for upstream in config.upstreams
             if upstream.kind == "vllm"
         }
+        self._addressed: dict[str, tuple[tuple[EngineEndpoint | None, int], Upstream]] = {}  # what a record is made of
         self._compiler = Compiler(config)
         # What the published snapshot was compiled from, and what follows from it; replaced together.
         self._snapshot = EMPTY
@@ -356,8 +357,7 @@ class ControlPlane:
         standings = self.residence.standings(upstreams, hosts, holdings, self.registry.index, taken)
         waiting = self.residence.waiting()
         adapters = self._lives.look(self.registry, standings, self.folders.arrivals, taken, waiting)
-        salts = {name: record.salt for name, record in self.registry.records.items() if record.salt}
-        observed = replace(observed, adapters=adapters, salts=salts)
+        observed = replace(observed, adapters=adapters, salts=self.registry.index.salts)
         snapshot = self._compiler.compile(observed)
         if snapshot is not self._snapshot:
             self._publish(snapshot)
@@ -425,7 +425,10 @@ class ControlPlane:
         return {m.id: m.root or "" for m in self._probes[upstream].seen.models if m.parent is not None}
 
     def _record(self, name: str, status: UpstreamStatus) -> Upstream:
-        return upstream_record(self._config, self._settings[name], status.endpoint, status.max_loras)
+        of_process = (status.endpoint, status.max_loras)
+        if (known := self._addressed.get(name)) is None or known[0] != of_process:
+            known = self._addressed[name] = of_process, upstream_record(self._config, self._settings[name], *of_process)
+        return known[1]
 
     def _holding(self, name: str, status: UpstreamStatus) -> Holding:
         """What the engine has of ours now: what it has lost since its reconciler looked is not there."""
@@ -466,8 +469,12 @@ class ControlPlane:
     def _measure(self, before: Observed, now: Observed) -> None:
         for name, status in now.upstreams.items():
             self._metrics.upstream_up(name, status.state is UpstreamState.UP)
-        phases, past = _phases(now.adapters), _phases(before.adapters)
-        for name, version in {*phases, *past}:
+        if now.adapters is before.adapters:
+            return
+        kept = {*map(id, now.adapters)}.intersection(map(id, before.adapters))  # told again as they were
+        phases = {(each.name, each.version): each.phase.value for each in now.adapters if id(each) not in kept}
+        past = {(each.name, each.version): each.phase.value for each in before.adapters if id(each) not in kept}
+        for name, version in phases.keys() | past.keys():
             if (phase := phases.get((name, version), "")) != past.get((name, version)):
                 self._metrics.adapter_state(name, version, phase)
 
@@ -506,10 +513,6 @@ def _promoted_to(digest: str, record: AdapterRecord | None) -> AdapterRecord | N
     if record is None or record.next != digest:
         return record  # somebody else was faster
     return rolled_back(record) if record.history[-1:] == (digest,) else promoted(record, digest)
-
-
-def _phases(adapters: tuple[AdapterStatus, ...]) -> dict[tuple[str, str], str]:
-    return {(adapter.name, adapter.version): adapter.phase.value for adapter in adapters}
 
 
 async def _stop(engine: Engine) -> None:
