@@ -74,10 +74,22 @@ class AdapterNames:
         return made
 
     def _replace(self, adapters: dict[str, Adapter]) -> None:
-        if adapters != self._roll.adapters or list(adapters) != list(self._roll.adapters):
-            plain = Names.of((name, each.plain) for name, each in adapters.items() if each.plain is not None)
-            exact = Names.of(item for each in adapters.values() for item in each.exact.items())
-            self._roll = Roll(adapters, plain, exact)
+        before = self._roll
+        changed = {name: each for name, each in adapters.items() if each is not before.adapters.get(name)}
+        if list(adapters) != list(before.adapters) or not all(
+            each.named_like(before.adapters[name]) for name, each in changed.items()
+        ):
+            self._roll = Roll(adapters, _plain(adapters), _exact(adapters))
+        elif changed:
+            self._roll = Roll(adapters, before.plain.over(_plain(changed)), before.exact.over(_exact(changed)))
+
+
+def _plain(adapters: Mapping[str, Adapter]) -> Names:
+    return Names.of((name, each.plain) for name, each in adapters.items() if each.plain is not None)
+
+
+def _exact(adapters: Mapping[str, Adapter]) -> Names:
+    return Names.of(item for each in adapters.values() for item in each.exact.items())
 
 
 def _changed(before: tuple[AdapterStatus, ...], now: tuple[AdapterStatus, ...]) -> set[str] | None:

@@ -6,18 +6,17 @@ or `pipelines` would be misread, so none of them is ever written.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+
+import orjson
 
 from gateway.controlplane.config import Description
 from gateway.domain.listing import ListedModel
 
 #: Open WebUI puts 26 kB of tools (some 6,000 tokens) into every chat with a model that has `builtin_tools`.
 BUILTIN_TOOLS_CONTEXT = 32_768
-
-_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,4 +122,4 @@ def card(model: str, facts: Facts, presence: Presence = Presence.AVAILABLE) -> b
     if facts.context_length is not None:
         entry["context_length"] = entry["max_model_len"] = facts.context_length
     entry["info"] = {"meta": meta}
-    return _JSON.encode(entry).encode()
+    return orjson.dumps(entry)

@@ -38,6 +38,10 @@ class Names:
                 cards[name] = each.card
         return cls(routes, cards)
 
+    def over(self, changed: Names) -> Names:
+        """These, and of those that have changed what they are now; none of them is new, nor is it listed or not."""
+        return Names({**self.routes, **changed.routes}, {**self.cards, **changed.cards})
+
 
 def merged(groups: Iterable[Names]) -> tuple[dict[str, Route], dict[str, bytes]]:
     """All of these names.  One that several groups claim is the first one's, listed or not."""
@@ -111,6 +115,14 @@ class Adapter:
                 canaries.append(Canary(percent / 100, version))
         plain = None if current is None else _plain(name, current, canaries, salt)
         return cls(versions, salt, plain, exact, current, tuple(canaries))
+
+    def named_like(self, other: Adapter) -> bool:
+        """Whether both have the same names in the same order, listed or not."""
+        mine, others = (
+            (each.plain is None, each.plain is not None and each.plain.card is None, list(each.exact))
+            for each in (self, other)
+        )
+        return mine == others
 
 
 def _plain(name: str, current: Version, canaries: Sequence[Canary], salt: str) -> Named:
