@@ -39,7 +39,7 @@ log = logging.getLogger("gateway.adapters")
 
 _IMPORTS = 64  # that are under way at once
 _REMEMBERED = 256  # imports that have ended
-_CANARY_LOAD = 120.0  # seconds that a version may take to be loaded before it gets traffic
+_LOAD = 120.0  # seconds that a version may take to be loaded before it gets traffic
 _PATIENCE = 600.0  # seconds that an import waits for an engine to serve what it brought
 
 Page = dict[str, Any]
@@ -138,10 +138,7 @@ class AdapterAdmin:
         record = self._record(name)
         if record.history:
             before = find(record, record.history[-1])
-            current = next(v for v in record.versions if v.digest == record.current)
-            if not replaces(engine_name(record, before), engine_name(record, current), self._plane.standings):
-                self._refuse_failed(record, before)
-                return self._page(await self._move(name, lambda now: awaited(now, before.digest)))
+            await self._ready_within(_LOAD, name, before.version, "so nothing moves")
         return self._page(await self._move(name, rolled_back))
 
     async def canary(self, name: str, version: str, weight: float) -> Page:
@@ -149,7 +146,7 @@ class AdapterAdmin:
         wanted = find(record, version)
         canaried(record, wanted.digest, weight)  # what cannot be is said before anything is loaded
         if weight > 0:
-            await self._ready_within(_CANARY_LOAD, name, wanted.version, "so it gets no traffic")
+            await self._ready_within(_LOAD, name, wanted.version, "so it gets no traffic")
         return self._page(await self._move(name, lambda now: canaried(now, wanted.digest, weight)))
 
     async def configure(self, name: str, settings: Mapping[str, Any]) -> Page:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from itertools import zip_longest
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ from gateway.controlplane import lora, sizing
 from gateway.controlplane.compiler import Compiler, model_names, next_change, upstream_record
 from gateway.controlplane.config import Config, UpstreamSettings
 from gateway.controlplane.copies import Copies, store_of
-from gateway.controlplane.desired import AdapterRecord, promoted, rolled_back
+from gateway.controlplane.desired import AdapterRecord, promoted
 from gateway.controlplane.drift import View, ours
 from gateway.controlplane.engines import Engine, EngineMetrics, EngineState, EngineStatus
 from gateway.controlplane.folders import Folders
@@ -162,6 +163,7 @@ class ControlPlane:
         self._hosted: Mapping[str, Host] = MappingProxyType({})
         self._lives = Lives()
         self._waited_for = False
+        self._storage_again = 0.0  # when names are moved again after the storage has failed
         self._looked: asyncio.Future[None] | None = None
 
     async def start(self) -> None:
@@ -305,26 +307,35 @@ class ControlPlane:
                 pass
 
     async def _move_on(self) -> bool:
-        """Moves the names whose next version is ready."""
+        """Moves the names whose next version is ready.  False: there was nothing to move, or it cannot be stored: what
+        the names point to serves on, and they are moved later."""
+        if time.monotonic() < self._storage_again:
+            return False
         moved = False
         for name, record in self.registry.records.items():
             if record.next is not None and (digest := due(record, self._standings)) is not None:
                 try:
                     await self.registry.move(name, partial(_promoted_to, digest))
-                except StorageError as error:  # the name stays where it is, and what it points to serves on
+                except StorageError as error:
                     log.error("adapter %s cannot be moved to %s: %s", name, digest[:12], error.message)
+                    self._storage_again = time.monotonic() + _STORAGE_RETRY
                     asyncio.get_running_loop().call_later(_STORAGE_RETRY, self._changed.set)
-                else:
-                    moved = True
+                    return False
+                moved = True
         return moved
 
     async def _judge(self) -> None:
         """Holds versions against base models that appear, for as long as there are engines."""
         while True:
             self._moved.clear()
-            await self.registry.survey(self.hosts().values())
+            wait = _JUDGING
+            try:
+                await self.registry.survey(self.hosts().values())
+            except StorageError as error:
+                log.error("what adapters fit cannot be stored: %s", error.message)
+                wait = _STORAGE_RETRY
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_JUDGING):
+                async with asyncio.timeout(wait):
                     await self._moved.wait()
 
     async def _collect(self) -> None:
@@ -469,11 +480,9 @@ class ControlPlane:
     def _measure(self, before: Observed, now: Observed) -> None:
         for name, status in now.upstreams.items():
             self._metrics.upstream_up(name, status.state is UpstreamState.UP)
-        if now.adapters is before.adapters:
-            return
-        kept = {*map(id, now.adapters)}.intersection(map(id, before.adapters))  # told again as they were
-        phases = {(each.name, each.version): each.phase.value for each in now.adapters if id(each) not in kept}
-        past = {(each.name, each.version): each.phase.value for each in before.adapters if id(each) not in kept}
+        others = [pair for pair in zip_longest(before.adapters, now.adapters) if pair[0] is not pair[1]]
+        past = {(old.name, old.version): old.phase.value for old, _ in others if old is not None}
+        phases = {(new.name, new.version): new.phase.value for _, new in others if new is not None}
         for name, version in phases.keys() | past.keys():
             if (phase := phases.get((name, version), "")) != past.get((name, version)):
                 self._metrics.adapter_state(name, version, phase)
@@ -509,10 +518,9 @@ def _status(seen: Seen, engine: EngineStatus | None, max_loras: int, now: float)
 
 
 def _promoted_to(digest: str, record: AdapterRecord | None) -> AdapterRecord | None:
-    """Going to the version before is going back, so that the one that is left is not what comes before it."""
     if record is None or record.next != digest:
         return record  # somebody else was faster
-    return rolled_back(record) if record.history[-1:] == (digest,) else promoted(record, digest)
+    return promoted(record, digest)
 
 
 async def _stop(engine: Engine) -> None:

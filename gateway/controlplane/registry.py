@@ -129,6 +129,8 @@ class Registry:
         What is being added is protected by its age: it is in the store a moment before a record names it.
         """
         named = {version.digest for record in self.records.values() for version in record.versions}
+        if any(digest not in named for digest, _ in self.unfit):
+            self.unfit = MappingProxyType({about: why for about, why in self.unfit.items() if about[0] in named})
         stored = await asyncio.to_thread(self.store.versions)
         now = time.monotonic()
         loose = {one.digest for one in stored} - named - set(held)
