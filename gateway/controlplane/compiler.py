@@ -67,18 +67,23 @@ class Compiler:
         self._offerings = Memo(self._offering)
         self._own = Memo(self._own_name)
         self._given = Memo(_given)
+        self._own_names = Memo(_in_order)
+        self._groups: tuple[Names, ...] = ()
         self._version = version
         self._last: Snapshot | None = None
 
     def compile(self, observed: Observed) -> Snapshot:
         """The snapshot of this moment: the very object of the moment before while nothing that is served or listed
         has changed, else one of the next version."""
-        for memo in (self._records, self._lists, self._offerings, self._own, self._given):
+        for memo in (self._records, self._lists, self._offerings, self._own, self._own_names, self._given):
             memo.begin()
         statuses = {name: observed.upstreams.get(name, _UNSEEN) for name in self._upstreams}
         upstreams = {name: self._records.get(name, (each.endpoint, each.max_loras)) for name, each in statuses.items()}
-        routes, cards = naming.merged(self._names(observed, statuses))
-        last = self._last
+        groups, last = self._names(observed, statuses), self._last
+        if last is not None and groups == self._groups and last.upstreams == upstreams:
+            return last
+        self._groups = groups
+        routes, cards = naming.merged(groups)
         if (
             last is None
             or last.routes != routes
@@ -111,12 +116,12 @@ class Compiler:
             offerings[name] = self._offerings.get(name, scene)
         in_order = tuple(offerings.values())
         roll = self._adapters.roll(in_order, observed.salts)
-        own = {}
+        own = []
         for model in self._config.models:
             wanted = tuple(_wanted(offerings[target.upstream], target.model, roll) for target in model.targets)
-            own[model.id] = self._own.get(model.id, wanted)
+            own.append((model.id, self._own.get(model.id, wanted)))
         models, foreign = self._given.get(None, in_order)
-        return Names.of(own.items()), models, roll.plain, roll.exact, foreign
+        return self._own_names.get(None, tuple(own)), models, roll.plain, roll.exact, foreign
 
     def _record(self, name: str, of_process: tuple[EngineEndpoint | None, int]) -> Upstream:
         return upstream_record(self._config, self._upstreams[name], *of_process)
@@ -200,6 +205,10 @@ def _without(_: str, listed: tuple[tuple[ListedModel, ...], frozenset[str]]) -> 
 def _given(_: None, offerings: tuple[Offering, ...]) -> tuple[Names, Names]:
     """The names that upstreams give: of models, and of adapters that somebody else has loaded."""
     return _together(each.models for each in offerings), _together(each.foreign for each in offerings)
+
+
+def _in_order(_: None, named: tuple[tuple[str, Named], ...]) -> Names:
+    return Names.of(named)
 
 
 def _together(groups: Iterable[Mapping[str, Place]]) -> Names:
