@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -55,6 +56,7 @@ log = logging.getLogger("gateway.plane")
 
 _GRACE = 30.0  # seconds between the last wish for an adapter and its unloading
 _FIRST_LOOK = 60.0  # seconds that taking up what folders hold may hold up the start
+_BACK = 1.0  # seconds until an engine that is back is seen: two seconds after it is, it has its adapters
 _JUDGING = 2.0  # seconds between two looks for base models that were not on this machine
 _COLLECTING = 60.0  # seconds between two collections of what the store holds in vain
 _STORAGE_RETRY = 5.0  # seconds until a name is moved again that the storage did not take
@@ -133,6 +135,7 @@ class ControlPlane:
                 changed=self._changed.set,
                 jitter=lambda: 0.9 + secrets.randbelow(200) / 1000,
                 identify=lora.version if upstream.kind == "vllm" else None,
+                retry=_BACK if upstream.kind == "vllm" else math.inf,
             )
             for upstream in config.upstreams
             if not _is_static(upstream)

@@ -20,7 +20,7 @@ log = logging.getLogger("gateway.probes")
 _ROUND = 30.0  # seconds for all requests of one round
 _FAILURES = 2  # in a row, before an upstream counts as down: one lost packet must not take a model away
 _SLOW_FAILURES = 6  # the same where it is only slow: under load an engine may answer requests and hardly a probe
-_FIRST_RETRY = 1.0  # seconds after a failure; doubled with each further one, up to the interval
+_FIRST_RETRY = 1.0  # seconds after a failure; doubled with each further one
 _SUSPICION_GAP = 0.25  # seconds between two rounds, however many requests complain
 _MAX_MODELS = 5000  # of one upstream
 _MAX_NAME = 256  # characters of a model's name
@@ -46,7 +46,8 @@ class NoList(Exception):
 
 
 class Probe:
-    """Watches one upstream: never two rounds at once, at once when asked, otherwise every `interval` seconds.
+    """Watches one upstream: never two rounds at once, at once when asked, otherwise every `interval` seconds.  After
+    failures there are never more than `retry` seconds between two.
 
     `changed` is called when `seen` has changed; `jitter` gives a factor around 1 that keeps many probes apart;
     `identify` asks for the version of its software, and is "" where it gives none.
@@ -61,11 +62,13 @@ class Probe:
         changed: Callable[[], None],
         jitter: Callable[[], float],
         identify: Callable[[Contact, Upstream], Awaitable[str]] | None = None,
+        retry: float = math.inf,
     ) -> None:
         self.name = name
         self.seen = Seen()
         self._discover = discover
         self._interval = interval
+        self._retry = min(retry, interval)
         self._changed = changed
         self._jitter = jitter
         self._identify = identify
@@ -146,7 +149,7 @@ class Probe:
     def _conclude(self, seen: Seen, patience: int) -> None:
         failed = patience > 0
         self._failures = self._failures + 1 if failed else 0
-        delay = min(self._interval, _FIRST_RETRY * 2 ** min(self._failures - 1, 10)) if failed else self._interval
+        delay = min(self._retry, _FIRST_RETRY * 2 ** min(self._failures - 1, 10)) if failed else self._interval
         self._due = asyncio.get_running_loop().time() + delay * self._jitter()
         if self._failures < patience and self.seen.state is not UpstreamState.DOWN:
             log.info("upstream %s failed a probe: %s", self.name, seen.message)

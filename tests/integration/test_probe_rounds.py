@@ -7,9 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from gateway.backends import BACKENDS
+from gateway.backends.base import Discovery
 from gateway.controlplane.contact import Contact
 from gateway.controlplane.probes import Probe
 from gateway.domain.snapshot import Upstream
+from gateway.server import listen
 from tests.fakes.fake_vllm_http import VLLM
 from tests.patience import LATE
 
@@ -65,3 +67,23 @@ async def test_a_suspicion_in_the_middle_of_a_round_is_looked_into_after_it() ->
         await gate.inside.acquire()
         gate.through.release()
         assert vllm.listed == 2
+
+
+async def test_an_engine_that_was_down_for_long_is_asked_as_often_as_one_that_just_went() -> None:
+    rounds = asyncio.Semaphore(0)
+
+    def discover(upstream: Upstream) -> Discovery:
+        rounds.release()
+        return BACKENDS["vllm"].discover(upstream)
+
+    probe = Probe("gpu", discover, 3600, changed=lambda: None, jitter=lambda: 1.0, retry=0.01)
+    with listen("127.0.0.1", 0) as nobody:
+        probe.retarget(Upstream("gpu", "vllm", "http", "127.0.0.1", nobody.getsockname()[1], "/v1"))
+    running = asyncio.create_task(probe.run())
+    try:
+        async with asyncio.timeout(3 * LATE):
+            for _ in range(20):  # twice as long between two each time, it would be for years
+                await rounds.acquire()
+    finally:
+        running.cancel()
+        await asyncio.wait({running})
