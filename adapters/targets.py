@@ -5,33 +5,49 @@ at these fields. Where the two differ, the configuration and the weights are not
 """
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from adapters.manifest import Manifest
 from adapters.patterns import Pattern, UnsupportedPatternError, parse
 
 # peft's word for every linear layer but the output layer; what it saves has the modules' names instead.
 _ALL_LINEAR = "all-linear"
-_NEVER_LINEAR = frozenset({"lm_head", "embed_tokens"})
+_ENDS = frozenset({"embed_tokens", "lm_head"})
 
 
-class _Unknown(Exception):
+class _UnknownError(Exception):
     """The fields hold a regular expression that is not followed here."""
 
 
-def untargeted(manifest: Manifest, modules: Iterable[str]) -> list[str]:
-    """Those of the modules that the configuration does not name.
+@dataclass(frozen=True, slots=True)
+class Mistargeted:
+    """Modules that have tensors and that peft would not take so."""
 
-    None where that would take a regular expression beyond those of `patterns`: it could hang whoever follows it.
+    left_out: tuple[str, ...] = ()  # the configuration does not name them
+    twice: tuple[str, ...] = ()  # by target_modules and by target_parameters
+
+
+def mistargeted(manifest: Manifest, modules: Iterable[str]) -> Mistargeted:
+    """Holds the modules that have tensors against the configuration.
+
+    Nothing is found where that would take a regular expression beyond those of `patterns`: it could hang whoever
+    follows it.
     """
     try:
         named = _Named(manifest)
-    except _Unknown:
-        return []
-    return [module for module in modules if not named.has(module)]
+    except _UnknownError:
+        return Mistargeted()
+    left_out: list[str] = []
+    twice: list[str] = []
+    for module in modules:
+        ways = named.by_module(module) + named.by_parameter(module)
+        if ways != 1:
+            (twice if ways else left_out).append(module)
+    return Mistargeted(tuple(left_out), tuple(twice))
 
 
 class _Named:
-    """What the configuration names. Raises _Unknown."""
+    """What the configuration names. Raises _UnknownError."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._targets = _names_or_pattern(manifest.target_modules)
@@ -39,10 +55,17 @@ class _Named:
         self._parameters = tuple(name.rpartition(".")[0] for name in manifest.target_parameters)
         self._layers = manifest.layers
         self._layers_patterns = tuple(map(_pattern, manifest.layers_pattern))
+        self._tied = manifest.ensure_weight_tying
 
-    def has(self, module: str) -> bool:
-        if _ends_in(module, self._parameters):
-            return True
+    def by_parameter(self, module: str) -> bool:
+        return _ends_in(module, self._parameters)
+
+    def by_module(self, module: str) -> bool:
+        if self._tied and module.rpartition(".")[2] in _ENDS:  # peft names one of the ends and adapts both
+            return any(self._names(end) for end in (module, "lm_head", "model.embed_tokens"))
+        return self._names(module)
+
+    def _names(self, module: str) -> bool:
         if isinstance(self._excluded, Pattern) and self._excluded.matches(module):
             return False
         if not isinstance(self._excluded, Pattern) and _ends_in(module, self._excluded):
@@ -50,7 +73,7 @@ class _Named:
         if isinstance(self._targets, Pattern):
             return self._targets.matches(module)
         if self._targets == (_ALL_LINEAR,):
-            return module.rpartition(".")[2] not in _NEVER_LINEAR
+            return module.rpartition(".")[2] not in _ENDS
         if module in self._targets:
             return True
         return _ends_in(module, self._targets) and self._in_layers(module)
@@ -84,4 +107,4 @@ def _pattern(key: str) -> Pattern:
     try:
         return parse(key)
     except UnsupportedPatternError as error:
-        raise _Unknown from error
+        raise _UnknownError from error

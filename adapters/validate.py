@@ -20,7 +20,7 @@ from adapters.finite import LIMIT, SCANNABLE, scan
 from adapters.inspect import Inspection, inspect, required_max_lora_rank, several
 from adapters.manifest import MAX_RANK, Manifest, read_manifest
 from adapters.safetensors import SafetensorsError, Tensor, read_header
-from adapters.targets import untargeted
+from adapters.targets import mistargeted
 
 _MERGE = "merge it into the base model"
 
@@ -179,13 +179,17 @@ def _structure(inspection: Inspection, max_lora_rank: int | None) -> Iterator[Fi
             f"where those are needed, train without lm_head, or {_MERGE}",
             "warning",
         )
-    if left_out := untargeted(inspection.manifest, inspection.modules):
-        yield Finding(
-            Code.TARGET,
-            f"{WEIGHTS} holds {several(left_out)}, which the configuration leaves out: peft leaves it out, too, and "
-            "vLLM serves it",
-            "restore the adapter_config.json that was written with these weights",
-        )
+    found = mistargeted(inspection.manifest, inspection.modules)
+    for modules, how in (
+        (found.left_out, "which the configuration leaves out: peft leaves it out, too, and vLLM serves it"),
+        (found.twice, "which target_modules and target_parameters both name: peft takes only one of them"),
+    ):
+        if modules:
+            yield Finding(
+                Code.TARGET,
+                f"{WEIGHTS} holds {several(list(modules))}, {how}",
+                "restore the adapter_config.json that was written with these weights",
+            )
 
 
 def _against(inspection: Inspection, base: BaseModel | None, folder: int) -> Iterator[Finding]:

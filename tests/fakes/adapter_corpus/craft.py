@@ -87,7 +87,8 @@ def as_bytes(dtype: str, values: Array) -> bytes:
     if dtype == "BF16":
         return (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
     kinds = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I8": "<i1", "F8_E4M3": "<u1"}
-    return values.astype(kinds[dtype]).tobytes()
+    with np.errstate(over="ignore"):  # what is too large becomes infinite
+        return values.astype(kinds[dtype]).tobytes()
 
 
 def safetensors(tensors: Mapping[str, tuple[str, Array]], metadata: bool = True) -> bytes:

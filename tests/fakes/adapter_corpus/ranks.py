@@ -84,3 +84,10 @@ configured(
     engine="misserves",
     layers_to_transform=[1],
 )
+configured(
+    "target_named_twice",
+    "target_modules and target_parameters both name k_proj",
+    Code.TARGET,
+    engine="misserves",
+    target_parameters=["k_proj.weight"],
+)

@@ -142,7 +142,7 @@ def _(craft: Craft) -> None:
     craft.config = {name: craft.config[name] for name in ("peft_type", "r", "lora_alpha", "target_modules")}
 
 
-@case("prefix_left_out", "tensors without base_model.model.", engine="serves", like="plain")
+@case("prefix_left_out", "tensors without base_model.model.", engine="serves")
 def _(craft: Craft) -> None:
     craft.tensors = {name.removeprefix("base_model.model."): tensor for name, tensor in craft.tensors.items()}
 

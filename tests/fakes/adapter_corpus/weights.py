@@ -134,6 +134,7 @@ _SCALES = "whole numbers and bytes are quantised weights, whose scales stand els
 
 @case("weights_of_whole_numbers", "stored as I8", Code.DTYPE, engine="serves", stricter=_SCALES)
 def _(craft: Craft) -> None:
+    craft.config["lora_alpha"] = 0.05
     craft.tensors = {name: ("I8", (values * 20).round()) for name, (_, values) in craft.tensors.items()}
 
 
@@ -142,26 +143,32 @@ def _(craft: Craft) -> None:
     craft.tensors = {name: ("F8_E4M3", abs(values * 400).clip(0, 50)) for name, (_, values) in craft.tensors.items()}
 
 
-def spoilt(name: str, what: str, code: Code, value: float, side: str, dtype: str, index: int) -> None:
+def spoilt(name: str, what: str, value: float, side: str, dtype: str, index: int) -> None:
     def apply(craft: Craft) -> None:
         craft.poke(factor(FIRST, side), value, index)
         craft.all_as(dtype)
 
-    case(name, what, code, engine="misserves")(apply)
+    case(name, what, Code.NOT_FINITE, engine="misserves")(apply)
 
 
 for _dtype in ("BF16", "F16", "F32", "F64"):
-    spoilt(f"nan_{_dtype}", f"one NaN among {_dtype}", Code.NOT_FINITE, float("nan"), "B", _dtype, -1)
-spoilt("infinite", "one infinity", Code.NOT_FINITE, float("inf"), "A", "F32", 0)
-spoilt("negative_infinite", "one negative infinity", Code.NOT_FINITE, float("-inf"), "A", "BF16", 7)
-spoilt("infinite_in_float16", "one 1e30, on an engine that serves in float16", Code.OVERFLOW, 1e30, "B", "F32", 3)
+    spoilt(f"nan_{_dtype}", f"one NaN among {_dtype}", float("nan"), "B", _dtype, -1)
+spoilt("infinite", "one infinity", float("inf"), "A", "F32", 0)
+spoilt("negative_infinite", "one negative infinity", float("-inf"), "A", "BF16", 7)
+_NARROW = "an engine that serves in float16 makes it infinite, and answers with nothing"
+
+
+@case("infinite_in_float16", "one 1e6 in lora_B", Code.OVERFLOW, engine="serves", stricter=_NARROW)
+def _(craft: Craft) -> None:
+    craft.poke(factor(FIRST, "B"), 1e6, 3)
 
 
 @case(
     "infinite_once_scaled",
-    "one 200 in lora_B, alpha / rank of 512, on an engine that serves in float16",
+    "one 200 in lora_B, and alpha / rank is 512",
     Code.OVERFLOW,
-    engine="misserves",
+    engine="serves",
+    stricter=_NARROW,
 )
 def _(craft: Craft) -> None:
     craft.config["lora_alpha"] = 4096
