@@ -10,6 +10,7 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from adapters.data.formats import DataError, load
+from adapters.identity import digests
 from adapters.train.encode import encode
 from adapters.train.lora import Settings, train
 from adapters.train.publish import publish
@@ -67,7 +68,7 @@ def main(words: list[str]) -> int:
     model = AutoModelForCausalLM.from_pretrained(options.base, dtype=torch.bfloat16).to(device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     adapted = train(model, examples, pad, settings, progress(settings.steps))
-    publish(adapted, options.out, options.base_name or options.base.resolve().name)
+    publish(adapted, options.out, options.base_name or options.base.resolve().name, digests(options.base))
     if options.ask:
         adapted.eval()
         question = [{"role": "user", "content": options.ask}]

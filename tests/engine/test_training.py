@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from adapters import BaseModel, check
+from adapters.identity import digests
 from tests.real import ROOT
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -45,9 +46,11 @@ def test_the_same_seed_gives_the_same_adapter_that_the_gateway_takes(
 
     config = json.loads(files["adapter_config.json"].read_text())
     assert config["base_model_name_or_path"] == model_dir.name
+    assert config["base_model_digests"] == digests(model_dir)
     assert str(ROOT) not in files["adapter_config.json"].read_text()
     verdict = check(folders[0], BaseModel.read(model_dir), max_lora_rank=16)
     assert verdict.ok, verdict
+    assert not verdict.warnings, verdict
 
 
 def test_a_bad_row_ends_the_training_before_it_begins(engine_env: Path, model_dir: Path, tmp_path: Path) -> None:
