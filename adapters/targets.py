@@ -4,9 +4,11 @@ peft leaves tensors of other modules out when it loads an adapter; vLLM serves w
 at these fields. Where the two differ, the configuration and the weights are not of one training.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 
+from adapters.files import WEIGHTS
+from adapters.findings import Code, Finding
+from adapters.inspect import Inspection, several
 from adapters.manifest import Manifest
 from adapters.patterns import Pattern, UnsupportedPatternError, parse
 
@@ -19,31 +21,42 @@ class _UnknownError(Exception):
     """The fields hold a regular expression that is not followed here."""
 
 
-@dataclass(frozen=True, slots=True)
-class Mistargeted:
-    """Modules that have tensors and that peft would not take so."""
-
-    left_out: tuple[str, ...] = ()  # the configuration does not name them
-    twice: tuple[str, ...] = ()  # by target_modules and by target_parameters
-
-
-def mistargeted(manifest: Manifest, modules: Iterable[str]) -> Mistargeted:
+def compare(inspection: Inspection) -> Iterator[Finding]:
     """Holds the modules that have tensors against the configuration.
 
     Nothing is found where that would take a regular expression beyond those of `patterns`: it could hang whoever
     follows it.
     """
+    manifest = inspection.manifest
     try:
         named = _Named(manifest)
     except _UnknownError:
-        return Mistargeted()
-    left_out: list[str] = []
-    twice: list[str] = []
-    for module in modules:
-        ways = named.by_module(module) + named.by_parameter(module)
-        if ways != 1:
-            (twice if ways else left_out).append(module)
-    return Mistargeted(tuple(left_out), tuple(twice))
+        return
+    ways = {module: named.by_module(module) + named.by_parameter(module) for module in inspection.modules}
+    for modules, how in (
+        (_where(ways, 0), "which the configuration leaves out: peft leaves it out, too, and vLLM serves it"),
+        (_where(ways, 2), "which target_modules and target_parameters both name: peft takes only one of them"),
+    ):
+        if modules:
+            remedy = "restore the adapter_config.json that was written with these weights"
+            yield Finding(Code.TARGET, f"{WEIGHTS} holds {several(modules)}, {how}", remedy)
+    misnamed = [module for module in ways if named.by_parameter(module) and _depends_on_the_name(manifest, module)]
+    if misnamed:
+        yield Finding(
+            Code.VARIANT,
+            f"rank_pattern or alpha_pattern fits {several(misnamed)} by the module's name otherwise than by the "
+            "parameter's: vLLM goes by the one, peft by the other",
+            "train with one rank and one alpha, or merge it into the base model",
+        )
+
+
+def _where(ways: Mapping[str, int], count: int) -> list[str]:
+    return [module for module, found in ways.items() if found == count]
+
+
+def _depends_on_the_name(manifest: Manifest, module: str) -> bool:
+    names = {module} | {f"{module}.{name.rpartition('.')[2]}" for name in manifest.target_parameters}
+    return len({(manifest.rank(name), manifest.scale(name)) for name in names}) > 1
 
 
 class _Named:

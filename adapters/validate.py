@@ -12,7 +12,7 @@ from math import isfinite
 from pathlib import Path
 from typing import BinaryIO
 
-from adapters import identity, tokenizer
+from adapters import identity, targets, tokenizer
 from adapters.base_model import BaseModel, BaseModelError
 from adapters.files import WEIGHTS, open_file, open_folder
 from adapters.findings import Code, Finding, RefusedError, quote
@@ -20,7 +20,6 @@ from adapters.finite import LIMIT, SCANNABLE, scan
 from adapters.inspect import Inspection, inspect, required_max_lora_rank, several
 from adapters.manifest import MAX_RANK, Manifest, read_manifest
 from adapters.safetensors import SafetensorsError, Tensor, read_header
-from adapters.targets import mistargeted
 
 _MERGE = "merge it into the base model"
 
@@ -146,12 +145,6 @@ def _features(manifest: Manifest) -> Iterator[Finding]:
             f"init_lora_weights is {quote(init)}, which changes the base model's weights, too",
             "convert it with peft's path_initial_model_for_weight_conversion, or merge it",
         )
-    if manifest.target_parameters and (manifest.rank_pattern or manifest.alpha_pattern):
-        yield Finding(
-            Code.VARIANT,
-            "rank_pattern or alpha_pattern beside target_parameters means parameters to peft, and modules to vLLM",
-            f"train with one rank and one alpha, or {_MERGE}",
-        )
     for variant in manifest.variants:
         yield Finding(Code.VARIANT, f"{variant} is set, which vLLM does not serve", f"train a plain LoRA, or {_MERGE}")
 
@@ -179,17 +172,7 @@ def _structure(inspection: Inspection, max_lora_rank: int | None) -> Iterator[Fi
             f"where those are needed, train without lm_head, or {_MERGE}",
             "warning",
         )
-    found = mistargeted(inspection.manifest, inspection.modules)
-    for modules, how in (
-        (found.left_out, "which the configuration leaves out: peft leaves it out, too, and vLLM serves it"),
-        (found.twice, "which target_modules and target_parameters both name: peft takes only one of them"),
-    ):
-        if modules:
-            yield Finding(
-                Code.TARGET,
-                f"{WEIGHTS} holds {several(list(modules))}, {how}",
-                "restore the adapter_config.json that was written with these weights",
-            )
+    yield from targets.compare(inspection)
 
 
 def _against(inspection: Inspection, base: BaseModel | None, folder: int) -> Iterator[Finding]:
