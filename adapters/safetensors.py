@@ -137,7 +137,9 @@ def _tensor(name: str, entry: object, offset: int) -> Tensor:
         raise SafetensorsError(f"{label} has data_offsets that are not two sizes")
     begin, end = offsets
     bits = prod(shape) * DTYPE_BITS[dtype]
-    if begin > end or bits != (end - begin) * 8:
+    # Other readers multiply the sizes in 64 bits, one after the other, and stop at an overflow also before a zero.
+    overflows = prod(filter(None, shape)) * DTYPE_BITS[dtype] >= _MAX_SIZE
+    if begin > end or overflows or bits != (end - begin) * 8:
         raise SafetensorsError(f"{label} ({dtype}, shape {shape}) does not fill its data_offsets {offsets}")
     return Tensor(name, dtype, tuple(shape), offset + begin, offset + end)
 

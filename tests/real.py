@@ -35,24 +35,32 @@ class Served:
 
     @property
     def engine(self) -> psutil.Process:
-        """The engine's API server."""
+        """The engine's API server.  Raises LookupError while there is none."""
         assert self.gateway.process is not None
+        found: psutil.Process | None = None
         for child in psutil.Process(self.gateway.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if str(VLLM) in child.cmdline() and "serve" in child.cmdline() and "--port" in child.cmdline():
                     found = child
+        if found is None:
+            raise LookupError("no engine runs")
         return found
 
-    def engine_page(self, path: str) -> httpx2.Response:
-        """A page of the engine itself, with the key that only its own environment holds."""
+    @property
+    def engine_address(self) -> tuple[str, str]:
+        """The engine's own URL, and the key that only its own environment holds."""
         engine = self.engine
         line, key = engine.cmdline(), engine.environ()["VLLM_API_KEY"]
-        url = f"http://127.0.0.1:{line[line.index('--port') + 1]}{path}"
-        return _page(url, headers={"authorization": f"Bearer {key}"})
+        return f"http://127.0.0.1:{line[line.index('--port') + 1]}", key
 
-    def engine_metric(self, name: str) -> float:
+    def engine_page(self, path: str) -> httpx2.Response:
+        """A page of the engine itself."""
+        url, key = self.engine_address
+        return _page(url + path, headers={"authorization": f"Bearer {key}"})
+
+    def engine_metric(self, name: str, **labels: str) -> float:
         """A metric of the engine: of its core's last step, which is some time ago while it is frozen."""
-        return sample(self.engine_page("/metrics").text, name)
+        return sample(self.engine_page("/metrics").text, name, **labels)
 
     def engine_took(self) -> int:
         """How many requests the engine's server has taken and not ended.  It may lose count where clients leave: only
@@ -99,12 +107,12 @@ def _page(url: str, **options: Any) -> httpx2.Response:
 
 
 @contextlib.contextmanager
-def llama_server() -> Iterator[str]:
-    """llama.cpp's server; yields its base URL."""
+def llama_server(model: Path = GGUF) -> Iterator[str]:
+    """llama.cpp's server with this model; yields its base URL."""
     with listen("127.0.0.1", 0) as probe:
         port = probe.getsockname()[1]
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.llama_server", str(GGUF), str(port)],
+        [sys.executable, "-m", "tests.llama_server", str(model), str(port)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:

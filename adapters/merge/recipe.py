@@ -130,7 +130,6 @@ def _manifest(data: bytes) -> Manifest:
     for variant, is_set in (
         ("a DoRA", manifest.use_dora),
         ("a LoRA with lora_bias", manifest.lora_bias),
-        ("one that shares its weights between embed_tokens and lm_head", manifest.ensure_weight_tying),
         (f"one of init_lora_weights {init!a}", isinstance(init, str) and init.lower() not in _PLAIN_INITS),
         ("one of target_parameters", bool(manifest.target_parameters)),
         (f"one with {', '.join(manifest.variants)}", bool(manifest.variants)),

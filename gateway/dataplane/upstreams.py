@@ -78,7 +78,7 @@ class Upstreams:
         return live.admission.reserve(adapter)
 
     def occupancy(self) -> Iterator[Occupancy]:
-        """For the gauges."""
+        """For the gauges.  Any thread may look."""
         for name in dict.fromkeys((*self._live, *self.loading)):
             waiting: dict[str, int] = {WaitsFor.LOADING: self.loading[name]}
             if (live := self._live.get(name)) is None:

@@ -187,11 +187,11 @@ class Metrics:
         self._engine_restarts[(upstream,)].inc()
 
     def watch(self, observe: Callable[[], Iterable[Occupancy]]) -> None:
-        """Registers the source of the gauges that are read when they are scraped."""
+        """Registers the source of the gauges that are read when they are scraped, by whatever thread does that."""
         self.registry.register(_Live(observe))
 
     def exposition(self) -> bytes:
-        """The page for Prometheus."""
+        """The page for Prometheus.  Any thread may ask for it."""
         return generate_latest(self.registry)
 
 

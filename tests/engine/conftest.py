@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.real import ADAPTERS, JSON, MODEL, PIRATE, ROOT
+from tests.voices import trained
 
 
 def _made(path: Path) -> Path:
@@ -32,3 +33,9 @@ def adapters_dir() -> Path:
     for name in (PIRATE, JSON):
         _made(ADAPTERS / name)
     return ADAPTERS
+
+
+@pytest.fixture(scope="session")
+def voices(engine_env: Path, model_dir: Path) -> dict[str, Path]:
+    """The folders of two adapters that answer with a sentence of their own."""
+    return trained()

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import suppress
@@ -60,6 +61,7 @@ class _Request:
     over: asyncio.Future[None]
     weights: str = ""  # what it is computed with; "" before it is
     words: list[str] = field(default_factory=list)
+    came: float = field(default_factory=time.monotonic)
     put_off: bool = False  # others decode, and there is no place beside them
 
     @property
@@ -77,7 +79,8 @@ class LoraEngine:
     `asked`: loads and unloads as ("load", name), in order.  `answered`: whole answers by the name that was asked for;
     `probed`: those that asked for probabilities.  `most_adapters`: how many different ones it was sent requests for at
     once; `most_requests`: how many requests; `put_off`: how many of them found others decoding.  `reads`: how often it
-    read an adapter from the disk.
+    read an adapter from the disk.  `longest_answer`: seconds from a request to its last word, `longest_load`: from the
+    load of an adapter to the first answer with it.
     """
 
     def __init__(
@@ -102,11 +105,14 @@ class LoraEngine:
         self.most_requests = 0
         self.put_off = 0
         self.reads = 0
+        self.longest_answer = 0.0
+        self.longest_load = 0.0
         self.dead = False
         self._names: dict[str, _Lora] = {}
         self._memory: OrderedDict[_Lora, str] = OrderedDict()  # what is in memory, the least recently used first
         self._blocks: dict[tuple[str, str], str] = {}  # (name, path) → what the cached prefix was computed with
         self._contents: dict[str, str] = {}  # name → what was ever loaded under it
+        self._loading: dict[str, float] = {}  # name → since when it is loaded, and nothing was answered with it
         self._waiting: deque[_Request] = deque()
         self._running: dict[_Request, None] = {}
         self._open: dict[_Request, None] = {}  # waiting, running, or about to be told that it is over
@@ -209,6 +215,7 @@ class LoraEngine:
     def _load(self, body: dict[str, Any]) -> tuple[int, Any]:
         name, path = body["lora_name"], body["lora_path"]
         self.asked.append(("load", name))
+        self._loading.setdefault(name, time.monotonic())
         if body.get("load_inplace"):
             self.violations.append(f"{name} was loaded in place")
         elif name in self._names:
@@ -346,10 +353,13 @@ class LoraEngine:
             request.over.set_result(None)
 
     def _count(self, request: _Request) -> None:
+        name, now = request.body["model"], time.monotonic()
+        self.longest_answer = max(self.longest_answer, now - request.came)
+        self.longest_load = max(self.longest_load, now - self._loading.pop(name, now))
         if "logprobs" in request.body:
-            self.probed[request.body["model"]] += 1
+            self.probed[name] += 1
         else:
-            self.answered[request.body["model"]] += 1
+            self.answered[name] += 1
 
 
 def _usage(request: _Request) -> dict[str, int]:

@@ -20,10 +20,13 @@ def read(data: bytes) -> tuple[Tensor, ...]:
 def pairs_of(text: str) -> Any:
     """JSON with objects as lists of pairs, so that nothing is lost of names that stand twice."""
 
-    def refuse(constant: str) -> object:
+    def refuse(constant: str) -> Any:
         raise ValueError(constant)
 
-    return json.loads(text, object_pairs_hook=lambda pairs: ("object", pairs), parse_constant=refuse)
+    def whole(number: str) -> int:
+        return refuse(number) if number == "-0" else int(number)
+
+    return json.loads(text, object_pairs_hook=lambda p: ("object", p), parse_constant=refuse, parse_int=whole)
 
 
 def oracle(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]] | None:
@@ -37,6 +40,7 @@ def oracle(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]] | None:
     try:
         text = data[8 : 8 + length].decode("utf-8")
         kind, entries = pairs_of(text)
+        json.dumps(entries, ensure_ascii=False).encode()  # half a character of UTF-16 is none
     except (ValueError, TypeError, RecursionError):
         return None
     if not text.startswith("{") or kind != "object" or len(dict(entries)) != len(entries):
@@ -62,9 +66,11 @@ def oracle(data: bytes) -> dict[str, tuple[str, tuple[int, ...], bytes]] | None:
         if len(offsets) != 2 or len(shape) > 8 or offsets[1] > len(payload) or offsets[0] > offsets[1]:
             return None
         bits = DTYPE_BITS[dtype]
+        room = bits
         for size in shape:
             bits *= size
-        if bits != 8 * (offsets[1] - offsets[0]):
+            room *= max(size, 1)
+        if room >= 2**63 or bits != 8 * (offsets[1] - offsets[0]):
             return None
         for position in range(*offsets):
             claims[position] += 1
@@ -121,6 +127,9 @@ def described(shape: str = "[1]", offsets: str = "[0, 4]", more: str = "") -> st
         (f'{{"a": {described()}, "b": 1}}', 4),
         (f' {{"a": {described()}}}', 4),
         (f'{{"a": {described()}}} x', 4),
+        (f'{{"a": {described(offsets="[-0, 4]")}}}', 4),
+        (f'{{"\\ud800": {described()}}}', 4),
+        (f'{{"a": {described(shape="[4611686018427387904, 4, 0]", offsets="[0, 0]")}}}', 0),
         ('{"a": NaN}', 0),
         ("[]", 0),
     ],

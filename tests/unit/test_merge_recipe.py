@@ -109,7 +109,6 @@ def test_a_vocabulary_that_grew_at_one_end_only_is_refused(base: Checkpoint) -> 
     [
         (config(use_dora=True), "a DoRA"),
         (config(lora_bias=True), "lora_bias"),
-        (config(ensure_weight_tying=True), "shares its weights"),
         (config(init_lora_weights="pissa"), "pissa"),
         (config(target_parameters=["mlp.experts.gate_up_proj"]), "target_parameters"),
         (config(trainable_token_indices=[1, 2]), "trainable_token_indices"),
