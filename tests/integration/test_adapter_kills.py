@@ -97,7 +97,7 @@ def check(place: Place, desk: Desk, gateway: GatewayProcess) -> None:
     assert stored >= {version for known in desk.known.values() for version in known.versions}
 
 
-@repeated(4, 200)
+@repeated(2, 200)
 def test_after_a_kill_what_was_acknowledged_is_so_without_anybodys_help(tmp_path: Path, repetitions: int) -> None:
     seed = random.randrange(1 << 30)
     print(f"seed {seed}")  # noqa: T201
