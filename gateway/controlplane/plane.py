@@ -315,12 +315,12 @@ class ControlPlane:
         if time.monotonic() < self._storage_again:
             return False
         moved = False
-        for name, record in self.registry.records.items():
-            if record.next is not None and (digest := due(record, self._standings)) is not None:
+        for record in self.registry.index.moving:
+            if (digest := due(record, self._standings)) is not None:
                 try:
-                    await self.registry.move(name, partial(_promoted_to, digest))
+                    await self.registry.move(record.name, partial(_promoted_to, digest))
                 except StorageError as error:
-                    log.error("adapter %s cannot be moved to %s: %s", name, digest[:12], error.message)
+                    log.error("adapter %s cannot be moved to %s: %s", record.name, digest[:12], error.message)
                     self._storage_again = time.monotonic() + _STORAGE_RETRY
                     asyncio.get_running_loop().call_later(_STORAGE_RETRY, self._changed.set)
                     return False
