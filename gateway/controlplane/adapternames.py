@@ -65,9 +65,9 @@ class AdapterNames:
             before = self._roll.adapters.get(name)
             versions = {}
             for status in self._versions[name]:
-                if (there := fitting.get(status.upstreams)) is None:
-                    there = tuple(each for each in self._offerings if each.upstream.name in status.upstreams)
-                    fitting[status.upstreams] = there
+                if (there := fitting.get(status.places)) is None:
+                    there = tuple(each for each in self._offerings if each.upstream.name in status.places)
+                    fitting[status.places] = there
                 adapter = status.engine_name
                 versions[adapter] = Version.of(status, there, before.versions.get(adapter) if before else None)
             made[name] = Adapter.of(name, versions, self._salts.get(name, ""), before)

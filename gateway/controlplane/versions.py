@@ -300,8 +300,10 @@ def _status(
     troubles = {name: standings[name].troubles[adapter] for name in where if adapter in standings[name].troubles}
     refused = {name: trouble.message for name, trouble in troubles.items() if trouble.lasting}
     phase, reason = _phase(adapter, where, standings, troubles, adapter in waiting)
+    candidates: tuple[str, ...] = ()
     if not where:
         phase, reason = _nowhere(record, reasons)
+        candidates = tuple(name for name, why in reasons.items() if why == "" and _may_tell(standings[name]))
     if taken:
         phase, reason = Phase.FAILED, f"the name {record.name} belongs to a model: choose another name for the adapter"
     return AdapterStatus(
@@ -313,6 +315,7 @@ def _status(
         reason=reason,
         upstreams=() if taken else where,
         refused=MappingProxyType(refused),
+        candidates=() if taken else candidates,
         held=frozenset(() if taken else (name for name in where if standings[name].serves(adapter))),
         current=version.digest == record.current and not taken,
         canary=canary,
@@ -337,6 +340,11 @@ def _phase(
     if any(adapter in standing.listed for standing in here):
         return Phase.DRAINING, "gives way to others when its last request has ended"
     return Phase.UNLOADED, "is loaded when it is asked for"
+
+
+def _may_tell(standing: Standing) -> bool:
+    """Whether it will turn out what fits this engine.  One that runs and has no host takes no adapters."""
+    return standing.host is not None or standing.state is not UpstreamState.UP
 
 
 def _nowhere(record: AdapterRecord, reasons: Mapping[str, str | None]) -> tuple[Phase, str]:

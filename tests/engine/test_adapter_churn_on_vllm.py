@@ -91,6 +91,7 @@ async def test_every_answer_is_wholly_one_versions_while_the_name_moves_two_hund
     assert not crowd.wrong
     assert {told.adapter for told in crowd.told} == {alpha, beta, None}
     settled = [told for told in crowd.told if told.model == NAME and len(told.ways) == 1]
+    print(f"{len(crowd.told)} answers, {len(settled)} of them between two moves")  # noqa: T201
     assert len(settled) >= 50, "the name was not moved while these were admitted: none of them is stale"
     assert await asyncio.to_thread(real.engine_metric, HITS) > cached, "prefixes are not cached: nothing can be stale"
 

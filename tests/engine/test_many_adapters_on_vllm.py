@@ -22,6 +22,7 @@ COMPUTED, KEPT = 2, 8  # --max-loras and --max-cpu-loras that the engine was mad
 PEOPLE = 16
 QUESTIONS = 120
 ZIPF = [1 / (1 + rank) for rank in range(len(NAMES))]
+WAITED = "gateway_wait_seconds_count"
 DEFERRED = "vllm:num_requests_waiting_by_reason"
 
 
@@ -52,6 +53,7 @@ async def test_twelve_adapters_share_two_places_and_nobody_starves(real: Served,
     rng = random.Random(4711)
     choices = chain(rng.sample(NAMES, len(NAMES)), (rng.choices(NAMES, ZIPF)[0] for _ in count()))
     computed, kept, deferred = [], [], []
+    waits = await asyncio.to_thread(real.metric, WAITED, upstream="local", reason="adapter")
 
     def look() -> None:
         computed.append(real.metric("gateway_adapters_active", upstream="local"))
@@ -76,3 +78,6 @@ async def test_twelve_adapters_share_two_places_and_nobody_starves(real: Served,
             reason="completed",
         )  # fmt: skip
         assert counted == asked[name]
+    assert await asyncio.to_thread(real.metric, WAITED, upstream="local", reason="adapter") > waits
+    took = sorted(told.seconds for told in crowd.told)
+    print(f"{len(took)} answers, after {took[len(took) // 2]:.1f} s (median), {took[-1]:.1f} s (longest)")  # noqa: T201

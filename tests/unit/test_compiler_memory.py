@@ -172,7 +172,7 @@ def test_a_failed_compilation_leaves_nothing_behind() -> None:
     good = seen({"a": up("m")}, adapter("pirate", "a"))
     compiler.compile(good)
     broken = seen({"a": up("m")}, adapter("pirate", "a"), adapter("bot", "a"))
-    object.__setattr__(broken.adapters[1], "upstreams", None)
+    object.__setattr__(broken.adapters[1], "upstreams", 1)
     for _ in range(2):
         with pytest.raises(TypeError):
             compiler.compile(broken)

@@ -191,6 +191,21 @@ def test_a_request_may_be_sent_only_where_the_version_is_held_and_stays() -> Non
     assert old.upstreams == ("a", "b", "c")
 
 
+def test_a_version_waits_for_the_engines_of_which_it_is_not_known_what_fits_them() -> None:
+    unknown, unseen = standing(host=replace(HOST, fingerprint=None)), standing(host=None, state=UpstreamState.STARTING)
+    without_adapters, another = standing(host=None), standing(host=replace(HOST, max_lora_rank=1))
+    engines = {"a": unknown, "b": unseen, "c": without_adapters, "d": another}
+    (status,) = statuses(record(OLD), engines, {}, False, ())
+    assert (status.phase, status.upstreams, status.candidates) == (Phase.PENDING, (), ("a", "b"))
+    assert status.routed
+    (status,) = statuses(record(OLD), {**engines, "e": standing()}, {}, False, ())
+    assert (status.upstreams, status.candidates) == (("e",), ()), "one that it fits is enough"
+    (status,) = statuses(record(OLD), {"c": without_adapters, "d": another}, {}, False, ())
+    assert status.candidates == ()
+    (status,) = statuses(record(OLD), engines, {}, True, ())
+    assert status.candidates == (), "the name belongs to a model"
+
+
 def test_a_version_that_no_engine_takes_says_why_for_each() -> None:
     unfit = {(OLD.digest, "other"): "shapes differ: take the right base"}
     other, small = standing(host=replace(HOST, fingerprint="other")), standing(host=replace(HOST, max_lora_rank=1))
