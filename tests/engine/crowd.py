@@ -32,6 +32,13 @@ class Registrar(Mover):
         async with asyncio.timeout(LONGEST), connected(self._url) as wire:
             return await Caller(wire, ADMIN_KEY).call(method, path, body, headers)
 
+    async def bring(self, name: str, version: str) -> None:
+        """The name points there when this returns: a version that gave way to others is loaded first."""
+        await self._done("POST", f"/{name}/promote", {"version": version})
+        async with asyncio.timeout(LONGEST):
+            while (await self.show(name))["current"] != version:
+                await asyncio.sleep(0.1)  # the page is looked at, as every client does
+
     async def rows(self) -> list[dict[str, Any]]:
         """Every version of every adapter."""
         rows: list[dict[str, Any]] = (await self._done("GET", ""))["data"]

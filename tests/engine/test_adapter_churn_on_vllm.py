@@ -40,6 +40,11 @@ class Herald:
         with self.signpost.turning(version, *beside):
             await self.registrar.promote(NAME, _digits(version))
 
+    async def bring(self, version: str, *beside: str) -> None:
+        """Promotes a version that nobody has asked for lately."""
+        with self.signpost.turning(version, *beside):
+            await self.registrar.bring(NAME, _digits(version))
+
     async def roll_back(self, version: str, *beside: str) -> None:
         """To what must be this version."""
         with self.signpost.turning(version, *beside):
@@ -107,7 +112,7 @@ async def test_versions_are_canaries_removed_and_added_again_while_people_chat(h
         await herald.canary(fresh, 50, alpha, fresh)
         began = herald.signpost.settled
         await crowd.hear(4 * len(READERS))
-        await herald.promote(beta, fresh)
+        await herald.bring(beta, fresh)
         await crowd.hear(len(READERS))
         await herald.roll_back(alpha, fresh)
         await herald.canary(fresh, 0, alpha)

@@ -56,40 +56,42 @@ def run(*words: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
-class TestAgainstPeft:
-    """Tiny models with adapters of every kind, in one process (merge_variants.py)."""
+@pytest.fixture(scope="module")
+def variants(engine_env: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
+    """What became of tiny models with adapters of every kind, all merged in one process (merge_variants.py)."""
+    program = [str(engine_env / "bin" / "python"), "-m", "tests.engine.merge_variants"]
+    done = subprocess.run(
+        [*program, str(tmp_path_factory.mktemp("variants"))],
+        cwd=ROOT, env=ENVIRON, capture_output=True, text=True, timeout=280, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found.pop("bias where there is none")["refused"].endswith('because the base layer has no bias."')
+    refused = {name: result["refused"] for name, result in found.items() if result["refused"]}
+    assert not refused
+    return found
 
-    @pytest.fixture(scope="class")
-    def results(self, engine_env: Path, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Any]:
-        program = [str(engine_env / "bin" / "python"), "-m", "tests.engine.merge_variants"]
-        done = subprocess.run(
-            [*program, str(tmp_path_factory.mktemp("variants"))],
-            cwd=ROOT, env=ENVIRON, capture_output=True, text=True, timeout=280, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-4000:]
-        found: dict[str, Any] = json.loads(done.stdout)
-        assert found.pop("bias where there is none")["refused"].endswith('because the base layer has no bias."')
-        refused = {name: result["refused"] for name, result in found.items() if result["refused"]}
-        assert not refused
-        return found
 
-    def test_logits_are_those_of_base_and_adapter(self, results: Mapping[str, Any]) -> None:
-        apart = {name: result for name, result in results.items() if result["max"] > result["allowed"]}
-        assert not apart
+def test_logits_are_those_of_base_and_adapter(variants: Mapping[str, Any]) -> None:
+    apart = {name: result for name, result in variants.items() if result["max"] > result["allowed"]}
+    assert not apart
 
-    def test_every_bit_is_what_peft_merges(self, results: Mapping[str, Any]) -> None:
-        """But for shared embeddings, of which peft changes both ends when the adapter means one."""
-        differing = {name for name, result in results.items() if result["differing"]}
-        assert differing == {"tied, embedding", "tied, head", "tied, one adapter for both ends"}
 
-    def test_only_what_is_no_sum_of_weights_needs_the_whole_model(self, results: Mapping[str, Any]) -> None:
-        whole = {name for name, result in results.items() if result["through_peft"]}
-        assert whole == {"DoRA", "DoRA in bfloat16", "trained tokens", "bias of the factors", "PiSSA", "LoHa"}
+def test_every_bit_is_what_peft_merges(variants: Mapping[str, Any]) -> None:
+    """But for shared embeddings, of which peft changes both ends when the adapter means one."""
+    differing = {name for name, result in variants.items() if result["differing"]}
+    assert differing == {"tied, embedding", "tied, head", "tied, one adapter for both ends"}
 
-    def test_files_and_vocabulary_are_as_they_were_asked_for(self, results: Mapping[str, Any]) -> None:
-        assert {name for name, result in results.items() if result["files"] > 1} == {"many files"}
-        grown = {name for name, result in results.items() if result["vocabulary"] != 96}
-        assert grown == {"new tokens", "tied, new tokens"}
+
+def test_only_what_is_no_sum_of_weights_needs_the_whole_model(variants: Mapping[str, Any]) -> None:
+    whole = {name for name, result in variants.items() if result["through_peft"]}
+    assert whole == {"DoRA", "DoRA in bfloat16", "trained tokens", "bias of the factors", "PiSSA", "LoHa"}
+
+
+def test_files_and_vocabulary_are_as_they_were_asked_for(variants: Mapping[str, Any]) -> None:
+    assert {name for name, result in variants.items() if result["files"] > 1} == {"many files"}
+    grown = {name for name, result in variants.items() if result["vocabulary"] != 96}
+    assert grown == {"new tokens", "tied, new tokens"}
 
 
 @pytest.fixture
