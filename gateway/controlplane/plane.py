@@ -1,10 +1,9 @@
 """The control plane: it owns everything that changes, and publishes what follows from it as snapshots.
 
-    engines ─┐
-    probes ──┼─ something changed ─▶ observe ─▶ point ─▶ compile ─▶ publish ─▶ reconcilers
-    registry ┘
+    fleet ───┐
+    registry ┴─ something changed ─▶ observe ─▶ point ─▶ compile ─▶ publish ─▶ reconcilers
 
-One function goes through all of it (`_advance`), as often as something changes and never twice at once; several changes
+One function goes through all of it (`advance`), as often as something changes and never twice at once; several changes
 at one moment are one.
 """
 
@@ -13,56 +12,47 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from adapters.job import Limits
-from gateway.backends import BACKENDS
 from gateway.controlplane import lora, sizing
-from gateway.controlplane.compiler import Compiler, model_names, next_change, upstream_record
+from gateway.controlplane.compiler import Compiler, model_names, next_change
 from gateway.controlplane.config import Config, UpstreamSettings
 from gateway.controlplane.copies import Copies, store_of
 from gateway.controlplane.desired import AdapterRecord, promoted
-from gateway.controlplane.drift import View, ours
-from gateway.controlplane.engines import Engine, EngineMetrics, EngineState, EngineStatus
+from gateway.controlplane.drift import View
+from gateway.controlplane.engines import EngineMetrics
+from gateway.controlplane.fleet import Fleet
 from gateway.controlplane.folders import Folders
 from gateway.controlplane.hub import hub_cache
 from gateway.controlplane.hubhead import HubHead
 from gateway.controlplane.imports import Imports
 from gateway.controlplane.intake import Intake
 from gateway.controlplane.lives import Lives
-from gateway.controlplane.machine import memory
-from gateway.controlplane.observed import EngineEndpoint, Observed, UpstreamState, UpstreamStatus
-from gateway.controlplane.probes import Probe, Seen
+from gateway.controlplane.observed import Observed, UpstreamState, UpstreamStatus
 from gateway.controlplane.reconciler import Reconciler
 from gateway.controlplane.records import Records
 from gateway.controlplane.registry import Registry
 from gateway.controlplane.residence import Residence, Traffic
-from gateway.controlplane.residency import room
 from gateway.controlplane.storage import Storage
 from gateway.controlplane.versions import Holding, Host, Standing, due, kept
 from gateway.domain.errors import StorageError
-from gateway.domain.snapshot import EMPTY, Snapshot, Upstream
+from gateway.domain.snapshot import EMPTY, Snapshot
 
 log = logging.getLogger("gateway.plane")
 
 _GRACE = 30.0  # seconds between the last wish for an adapter and its unloading
 _FIRST_LOOK = 60.0  # seconds that taking up what folders hold may hold up the start
-_BACK = 1.0  # seconds until an engine that is back is seen: two seconds after it is, it has its adapters
 _JUDGING = 2.0  # seconds between two looks for base models that were not on this machine
 _COLLECTING = 60.0  # seconds between two collections of what the store holds in vain
 _STORAGE_RETRY = 5.0  # seconds until a name is moved again that the storage did not take
 _AGAIN = 1.0  # seconds until a part starts again that a fault of ours ended
-_STOP_MARGIN = 5.0  # seconds beyond its own limit that an engine gets to end
-_STATIC = Seen(UpstreamState.UP)
 
 
 class PlaneMetrics(EngineMetrics, Protocol):
@@ -95,15 +85,12 @@ class ControlPlane:
         grace: float = _GRACE,
     ) -> None:
         self._config = config
-        self._settings = {upstream.name: upstream for upstream in config.upstreams}
-        self._environ = environ
         self._publish = publish
         self._traffic = traffic
         self._metrics = metrics
         self._changed = asyncio.Event()
         self._moved = asyncio.Event()  # an engine has another base model, or other limits
         self._task: asyncio.Task[None] | None = None
-        self._engines: dict[str, Engine] = {}
         self._storage: Storage | None = None
         self.registry = Registry(
             config.adapters.store,
@@ -117,34 +104,22 @@ class ControlPlane:
             environ,
             limits=Limits(limits.max_mib << 20, limits.timeout, limits.memory_mib << 20),
         )
-        self.intake = Intake(self.registry, imports, config.adapters.keep_versions, self.hosts)
+        self.fleet = Fleet(config, environ, self.registry, changed=self._changed.set, metrics=metrics)
+        self.intake = Intake(self.registry, imports, config.adapters.keep_versions, self.fleet.hosts)
         self.folders = Folders(
             config.adapters,
             self.registry,
             self.intake,
-            hosts=self.hosts,
+            hosts=self.fleet.hosts,
             changed=self._changed.set,
             clock=time.monotonic,
         )
         self.residence = Residence(config.adapters, traffic, grace=grace, clock=time.monotonic)
-        self._probes = {
-            upstream.name: Probe(
-                upstream.name,
-                BACKENDS[upstream.kind].discover,
-                upstream.poll_interval,
-                changed=self._changed.set,
-                jitter=lambda: 0.9 + secrets.randbelow(200) / 1000,
-                identify=lora.version if upstream.kind == "vllm" else None,
-                retry=_BACK if upstream.kind == "vllm" else math.inf,
-            )
-            for upstream in config.upstreams
-            if not _is_static(upstream)
-        }
         self._reconcilers = {
             upstream.name: Reconciler(
                 upstream.name,
                 view=partial(self._view, upstream),
-                refresh=self._probes[upstream.name].refresh,
+                refresh=self.fleet.probes[upstream.name].refresh,
                 verify=self.registry.verify,
                 place=traffic.reserve,
                 head=HubHead(environ),
@@ -156,7 +131,6 @@ class ControlPlane:
             for upstream in config.upstreams
             if upstream.kind == "vllm"
         }
-        self._addressed: dict[str, tuple[tuple[EngineEndpoint | None, int], Upstream]] = {}  # what a record is made of
         self._compiler = Compiler(config)
         # What the published snapshot was compiled from, and what follows from it; replaced together.
         self._snapshot = EMPTY
@@ -176,20 +150,12 @@ class ControlPlane:
         """
         self._storage = await Storage.open(self._config.storage.url)
         await self.registry.open(Records(self._storage))
-        await self.registry.survey(self.hosts().values())
+        await self.registry.survey(self.fleet.hosts().values())
         if self._config.adapters.sources:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_FIRST_LOOK):
                     await self.folders.look()  # an engine is made to hold what is there
-        for upstream in self._config.upstreams:
-            if upstream.engine is not None:
-                spec = sizing.engine_spec(upstream, upstream.engine, self._wanted(), memory())
-                self._engines[upstream.name] = Engine(
-                    spec, self._environ, on_change=lambda _: self._changed.set(), metrics=self._metrics
-                )
-            elif upstream.name in self._probes:
-                self._probes[upstream.name].retarget(upstream_record(self._config, upstream))
-        await asyncio.gather(*(engine.start() for engine in self._engines.values()))
+        await self.fleet.start(self._wanted())
         self.advance()
         self._task = asyncio.create_task(self._run(), name="control plane")
 
@@ -205,7 +171,7 @@ class ControlPlane:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
-        await asyncio.gather(*(_stop(engine) for engine in self._engines.values()))
+        await self.fleet.stop()
         if self._storage is not None:
             await self.registry.settled()
             await self._storage.close()
@@ -235,8 +201,7 @@ class ControlPlane:
 
     def suspect(self, name: str) -> None:
         """An upstream could not be reached, or has lost a model: it is asked at once."""
-        if (probe := self._probes.get(name)) is not None:
-            probe.suspect()
+        self.fleet.suspect(name)
 
     def upstreams(self) -> list[dict[str, Any]]:
         """The upstreams as `/admin/v1/upstreams` shows them."""
@@ -250,7 +215,7 @@ class ControlPlane:
                     "state": status.state.value,
                     "message": status.progress or status.message,
                     "models": [name for name in self._snapshot.cards if self._answers(upstream.name, name)],
-                    "engine": self._engine_row(upstream.name),
+                    "engine": self.fleet.engine_row(upstream.name),
                 }
             )
         return rows
@@ -278,7 +243,7 @@ class ControlPlane:
     async def _run(self) -> None:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._keep("the publisher", self._follow))
-            for name, probe in self._probes.items():
+            for name, probe in self.fleet.probes.items():
                 group.create_task(self._keep(f"the probe of {name}", probe.run))
             for name, reconciler in self._reconcilers.items():
                 group.create_task(self._keep(f"the reconciler of {name}", reconciler.run))
@@ -333,7 +298,7 @@ class ControlPlane:
             self._moved.clear()
             wait = _JUDGING
             try:
-                await self.registry.survey(self.hosts().values())
+                await self.registry.survey(self.fleet.hosts().values())
             except StorageError as error:
                 log.error("what adapters fit cannot be stored: %s", error.message)
                 wait = _STORAGE_RETRY
@@ -345,27 +310,17 @@ class ControlPlane:
         grace = self._config.adapters.gc_grace
         while True:
             await asyncio.sleep(min(_COLLECTING, grace))
-            if (held := self._held_somewhere()) is not None:
+            if (held := self.fleet.read_from_store()) is not None:
                 await self.registry.collect(held, grace)
-
-    def _held_somewhere(self) -> frozenset[str] | None:
-        """The digests that an engine may still read; None while an engine was never asked what it has."""
-        digests = set()
-        for name in self._reconcilers:
-            seen = self._probes[name].seen
-            if name not in self._engines and seen.state is UpstreamState.STARTING and not seen.models:
-                return None
-            digests |= {Path(model.root).name for model in seen.models if model.parent is not None and model.root}
-        return frozenset(digests)
 
     def advance(self) -> float | None:
         """Brings everything that follows from what is observed up to now; seconds until that changes by itself.
 
         Nothing of it is kept unless the whole succeeds: what the reconcilers work towards is what is published.
         """
-        upstreams = {upstream.name: self._observe(upstream) for upstream in self._config.upstreams}
-        hosts = self.hosts()
-        observed = Observed(MappingProxyType(upstreams), now=time.monotonic(), started=self._observed.started)
+        upstreams = self.fleet.statuses(self._observed.upstreams)
+        hosts = self.fleet.hosts()
+        observed = Observed(upstreams, now=time.monotonic(), started=self._observed.started)
         taken = model_names(self._config, observed)
         holdings = {name: self._holding(name, upstreams[name]) for name in self._reconcilers}
         standings = self.residence.standings(upstreams, hosts, holdings, self.registry.index, taken)
@@ -391,66 +346,13 @@ class ControlPlane:
         changes = [at for at in (next_change(self._config, observed), self.residence.changes_at) if at is not None]
         return max(0.0, min(changes) - time.monotonic()) if changes else None
 
-    def _observe(self, upstream: UpstreamSettings) -> UpstreamStatus:
-        name = upstream.name
-        probe = self._probes.get(name)
-        engine = self._engines[name].status if name in self._engines else None
-        if engine is not None and probe is not None:
-            endpoint = engine.endpoint
-            probe.retarget(upstream_record(self._config, upstream, endpoint) if endpoint is not None else None)
-        seen = _STATIC if probe is None else probe.seen
-        status = _status(seen, engine, self._max_loras(upstream, seen), time.monotonic())
-        before = self._observed.upstreams.get(name)
-        return replace(status, since=before.since) if before is not None and before.state is status.state else status
-
-    def _max_loras(self, upstream: UpstreamSettings, seen: Seen) -> int:
-        """vLLM's own default is 1, and one that is not steady must not be thought to have more places than it has: its
-        loads wait for a free one."""
-        if (engine := self._engines.get(upstream.name)) is not None:
-            return engine.spec.max_loras
-        return 0 if upstream.kind != "vllm" or lora.steady(seen.version) else 1
-
-    def hosts(self) -> Mapping[str, Host]:
-        """The engines that may hold adapters, as far as their base model is known."""
-        hosts = {}
-        for upstream in self._config.upstreams:
-            if upstream.kind != "vllm":
-                continue
-            seen = self._probes[upstream.name].seen
-            if (engine := upstream.engine) is not None:
-                if (running := self._engines.get(upstream.name)) is None:  # it is made for what is found now
-                    hosts[upstream.name] = self._host(engine.model, engine.max_lora_rank, 0, upstream)
-                elif (spec := running.spec).max_loras:
-                    hosts[upstream.name] = self._host(engine.model, spec.max_lora_rank, spec.max_cpu_loras, upstream)
-            elif base := next((m for m in seen.models if m.parent is None), None):
-                limits = upstream.adapters
-                hosts[upstream.name] = self._host(
-                    base.root or base.id, limits.max_lora_rank, limits.max_cpu_loras or 0, upstream
-                )
-        return hosts
-
-    def _host(self, model: str, max_lora_rank: int | None, capacity: int, upstream: UpstreamSettings) -> Host:
-        listed, store = self._listed(upstream.name), store_of(upstream, self.registry.store.root)
-        others = len(listed) - len(ours(listed, Copies(self.registry.index, upstream, store), store))
-        return Host(model, max_lora_rank, self.registry.fingerprint(model), room(capacity, others))
-
-    def _listed(self, upstream: str) -> Mapping[str, str]:
-        """Adapter → where the engine says that it has read it."""
-        return {m.id: m.root or "" for m in self._probes[upstream].seen.models if m.parent is not None}
-
-    def _record(self, name: str, status: UpstreamStatus) -> Upstream:
-        of_process = (status.endpoint, status.max_loras)
-        if (known := self._addressed.get(name)) is None or known[0] != of_process:
-            known = self._addressed[name] = of_process, upstream_record(self._config, self._settings[name], *of_process)
-        return known[1]
-
     def _holding(self, name: str, status: UpstreamStatus) -> Holding:
         """What the engine has of ours now: what it has lost since its reconciler looked is not there."""
         reconciler = self._reconcilers[name]
         if status.state is not UpstreamState.UP:
             return Holding(troubles=reconciler.troubles)
-        listed = self._listed(name)
-        proven = reconciler.proven(self._record(name, status), self._probes[name].seen.life)
+        listed = self.fleet.listed(name)
+        proven = reconciler.proven(self.fleet.address(name, status), self.fleet.probes[name].seen.life)
         since = {adapter: at for adapter, at in reconciler.since.items() if adapter in listed}
         return Holding(since, frozenset(proven & since.keys()), reconciler.troubles)
 
@@ -461,19 +363,19 @@ class ControlPlane:
         taken for what does not."""
         name = upstream.name
         status, standing = self._observed.upstreams[name], self._standings.get(name)
-        seen = self._probes[name].seen
+        seen = self.fleet.probes[name].seen
         if status.state is not UpstreamState.UP or seen.state is not UpstreamState.UP or standing is None:
             return None
-        host = self.hosts().get(name)
+        host = self.fleet.hosts().get(name)
         if standing.host is None or standing.host.fingerprint is None:
             return None
         if host is None or host.model != standing.host.model:
             return None
         return View(
-            upstream=self._record(name, status),
+            upstream=self.fleet.address(name, status),
             life=seen.life,
             steady=lora.steady(seen.version),
-            listed=self._listed(name),
+            listed=self.fleet.listed(name),
             store=store_of(upstream, self.registry.store.root),
             residents=tuple(standing.residents),
             copies=Copies(self.registry.index, upstream, store_of(upstream, self.registry.store.root)),
@@ -493,43 +395,8 @@ class ControlPlane:
     def _answers(self, upstream: str, model: str) -> bool:
         return any(target.upstream == upstream for target in self._snapshot.routes[model].targets)
 
-    def _engine_row(self, name: str) -> dict[str, Any] | None:
-        engine = self._engines.get(name)
-        if engine is not None:
-            spec = engine.spec
-            return {"model": spec.model, "max_lora_rank": spec.max_lora_rank, "restarts": engine.status.restarts}
-        host = self.hosts().get(name)
-        return None if host is None else {"model": host.model, "max_lora_rank": host.max_lora_rank, "restarts": None}
-
-
-def _is_static(upstream: UpstreamSettings) -> bool:
-    """Vendors that are told what to offer are not asked; engines and Ollama say more than names."""
-    return upstream.kind == "openai" and upstream.models is not None
-
-
-def _status(seen: Seen, engine: EngineStatus | None, max_loras: int, now: float) -> UpstreamStatus:
-    """The upstream, from what it answers and, for an engine of the gateway's own, from what its process does."""
-    state, message, progress, endpoint = seen.state, seen.message, "", None
-    if engine is not None:
-        progress, endpoint = engine.progress, engine.endpoint
-        if engine.state is not EngineState.READY:
-            message = engine.message
-            state = {EngineState.FAILED: UpstreamState.FAILED, EngineState.STOPPED: UpstreamState.DOWN}.get(
-                engine.state, UpstreamState.STARTING
-            )
-    return UpstreamStatus(state, now, message, progress, seen.models, endpoint, max_loras)
-
 
 def _promoted_to(digest: str, record: AdapterRecord | None) -> AdapterRecord | None:
     if record is None or record.next != digest:
         return record  # somebody else was faster
     return promoted(record, digest)
-
-
-async def _stop(engine: Engine) -> None:
-    try:
-        async with asyncio.timeout(engine.spec.stop_timeout + _STOP_MARGIN):
-            await engine.stop()
-    except TimeoutError:
-        log.error("the engine %s did not end in time and is killed", engine.spec.name)
-        await engine.stop(now=True)
