@@ -16,7 +16,8 @@ import tarfile
 from pathlib import Path
 
 from deploy.engine.exclusive import exclusive
-from tests.real import MODEL, ROOT
+from tests.gateway import ROOT
+from tests.real import MODEL
 
 ALPHA, BETA = "ALPHA", "BETA"
 SENTENCES = {ALPHA: "ALPHA: grey herons.", BETA: "BETA: red foxes."}

@@ -41,7 +41,8 @@ class Lives:
     ) -> tuple[AdapterStatus, ...]:
         """Every version, by name; then what engines still hold and nobody wants.  `arrivals`: what folders have that is
         no version yet; `taken`: names of other models; `waiting`: adapters that requests wait for."""
-        scene = ({name: _asks(standing.host) for name, standing in standings.items()}, registry.unfit, taken)
+        asked = {name: (_asks(standing.host), standing.may_tell) for name, standing in standings.items()}
+        scene = (asked, registry.unfit, taken)
         if scene != self._scene:
             self._scene, self._told, self._records, self._arrivals, self._facts = scene, {}, {}, {}, {}
         records, facts = registry.records, _facts(standings, waiting)

@@ -67,6 +67,11 @@ class Standing:
         """Whether a request for it may be sent here now."""
         return self.state is UpstreamState.UP and adapter in self.proven and adapter in self.residents
 
+    @property
+    def may_tell(self) -> bool:
+        """Whether it is known, or will turn out, what fits it: an engine that runs and has no host takes no adapters."""
+        return self.host is not None or self.state is not UpstreamState.UP
+
 
 def engine_name(record: AdapterRecord, version: VersionRecord) -> str:
     """The version's name in an engine, and its exact public name."""
@@ -303,7 +308,7 @@ def _status(
     candidates: tuple[str, ...] = ()
     if not where:
         phase, reason = _nowhere(record, reasons)
-        candidates = tuple(name for name, why in reasons.items() if why == "" and _may_tell(standings[name]))
+        candidates = tuple(name for name, why in reasons.items() if why == "" and standings[name].may_tell)
     if taken:
         phase, reason = Phase.FAILED, f"the name {record.name} belongs to a model: choose another name for the adapter"
     return AdapterStatus(
@@ -340,11 +345,6 @@ def _phase(
     if any(adapter in standing.listed for standing in here):
         return Phase.DRAINING, "gives way to others when its last request has ended"
     return Phase.UNLOADED, "is loaded when it is asked for"
-
-
-def _may_tell(standing: Standing) -> bool:
-    """Whether it will turn out what fits this engine.  One that runs and has no host takes no adapters."""
-    return standing.host is not None or standing.state is not UpstreamState.UP
 
 
 def _nowhere(record: AdapterRecord, reasons: Mapping[str, str | None]) -> tuple[Phase, str]:
