@@ -80,10 +80,10 @@ class AdapterStatus:
 
     `version` is the first 12 hex digits of `digest`; both are "" while the content is not known.  `path` is its
     folder in the store.  `base` is what the adapter says it was trained on.  `upstreams` are those that it fits,
-    `refused` those of them that do not take it, and why; `candidates`, while it fits none that is
-    known, those of which that is not known yet: requests wait there.  `held`: those of `upstreams` that a request for
-    it may be sent to now.  `current`: the adapter's plain name points to this version; `canary`: the percentage of the plain name's
-    traffic that this other version gets.
+    `refused` those of them that do not take it, and why; `candidates`, while it fits none that is known, those of which
+    that is not known yet: requests wait there.  `held`: those of `upstreams` that a request for it may be sent to now.
+    `current`: the adapter's plain name points to this version; `canary`: the percentage of the plain name's traffic
+    that this other version gets.
     """
 
     name: str
@@ -107,8 +107,8 @@ class AdapterStatus:
 
     @property
     def routed(self) -> bool:
-        """Whether requests may name it: on its way, serving, loaded when it is asked for, perhaps so when more is known,
-        or as long as its plain name points to it."""
+        """Whether requests may name it: on its way, serving, loaded when it is asked for, perhaps so when more is
+        known, or as long as its plain name points to it."""
         return self.current or bool(self.candidates) or (self.phase in _ASKABLE and bool(self.upstreams))
 
     @property

@@ -69,7 +69,7 @@ class Standing:
 
     @property
     def may_tell(self) -> bool:
-        """Whether it is known, or will turn out, what fits it: an engine that runs and has no host takes no adapters."""
+        """Whether it is known, or will turn out, what fits it: who runs and has no host takes no adapters."""
         return self.host is not None or self.state is not UpstreamState.UP
 
 
