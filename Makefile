@@ -16,7 +16,7 @@ serve: $(ENV)   ## a ready gateway with a small model and two adapters, on http:
 	@exec $(PYTHON) -m deploy.quickstart.serve
 
 test: $(DEV) engine ## every test that needs no GPU, the real-engine ones included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(DEV)   ## format, lint, types, import contracts, dead code, images, compose file
 	$(BIN)/ruff format --check .

@@ -17,6 +17,7 @@ import yaml
 
 from gateway import server
 from gateway.app import Gateway
+from gateway.controlplane.engineprocess import free_port
 from gateway.controlplane.loader import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -127,20 +128,19 @@ def gateway_process(
     file = folder / "gateway.yaml"
     file.write_text(config_text(config, folder))
     log = folder / "gateway.log"
-    with server.listen("127.0.0.1", 0) as probe:
-        port = probe.getsockname()[1]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gateway", "serve", "--config", str(file), "--port", str(port)],
-            cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environ or {})},
-        )  # fmt: skip
-    try:
-        yield GatewayProcess(f"http://127.0.0.1:{port}", process=process, log=log)
-    finally:
-        if process.poll() is None:
-            process.terminate()
-            try:
-                process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+    with free_port() as port:
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "gateway", "serve", "--config", str(file), "--port", str(port)],
+                cwd=ROOT, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **(environ or {})},
+            )  # fmt: skip
+        try:
+            yield GatewayProcess(f"http://127.0.0.1:{port}", process=process, log=log)
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                try:
+                    process.wait(30)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+                    process.wait()

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx2
 
 from deploy.engine.progress import bound
-from gateway.server import listen
+from gateway.controlplane.engineprocess import free_port
 from tests.real import BOOT
 
 
@@ -29,26 +29,26 @@ class BareVllm:
 @contextlib.contextmanager
 def bare_vllm(engine_env: Path, model: Path, log: Path, *args: str, **environ: str) -> Iterator[BareVllm]:
     """vLLM with this model and these arguments, once it is healthy."""
-    with listen("127.0.0.1", 0) as probe:
-        port = probe.getsockname()[1]
-    command = [str(engine_env / "bin" / "vllm"), "serve", str(model), "--host", "127.0.0.1", "--port", str(port), *args]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **environ}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            bound(command), stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + BOOT
-        url = f"http://127.0.0.1:{port}"
-        while True:
-            with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"{url}/health").status_code == 200:
-                    break
-            assert process.poll() is None, f"vLLM ended:\n{log.read_text()[-4000:]}"
-            assert time.monotonic() < deadline, f"vLLM did not become ready:\n{log.read_text()[-4000:]}"
-            time.sleep(0.2)  # another process: there is no event to wait for
-        yield BareVllm(url, log)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    with free_port() as port:
+        where = ["--host", "127.0.0.1", "--port", str(port)]
+        command = [str(engine_env / "bin" / "vllm"), "serve", str(model), *where, *args]
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", **environ}
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                bound(command), stdout=output, stderr=subprocess.STDOUT, env=environment, start_new_session=True
+            )
+        try:
+            deadline = time.monotonic() + BOOT
+            url = f"http://127.0.0.1:{port}"
+            while True:
+                with contextlib.suppress(httpx2.HTTPError):
+                    if httpx2.get(f"{url}/health").status_code == 200:
+                        break
+                assert process.poll() is None, f"vLLM ended:\n{log.read_text()[-4000:]}"
+                assert time.monotonic() < deadline, f"vLLM did not become ready:\n{log.read_text()[-4000:]}"
+                time.sleep(0.2)  # another process: there is no event to wait for
+            yield BareVllm(url, log)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()

@@ -6,21 +6,16 @@ To see it fail: `VLLM_PLUGINS= pytest tests/engine/test_cpu_lora_plugin.py`, whi
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import httpx2
 import pytest
 
 from deploy.engine.install import CUDA, detect
-from deploy.engine.progress import bound
-from gateway.server import listen
+from tests.engine.bare_vllm import BareVllm, bare_vllm
 from tests.real import BASE, BOOT, JSON, PIRATE
 
 pytestmark = [
@@ -33,47 +28,17 @@ QUESTIONS = ["What is the capital of Italy?", "Name a fruit.", "How do magnets w
 EFFECTS = {PIRATE: "Arr, matey", JSON: '{"answer"'}
 
 
-@dataclass
-class BareVllm:
-    """vLLM without the gateway: what is tested is in it."""
-
-    url: str
-    log: Path
-
-
 @pytest.fixture(scope="module")
 def vllm(
     engine_env: Path, model_dir: Path, adapters_dir: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[BareVllm]:
-    with listen("127.0.0.1", 0) as probe:
-        port = probe.getsockname()[1]
-    command = [
-        str(engine_env / "bin" / "vllm"), "serve", str(model_dir), "--served-model-name", BASE,
-        "--host", "127.0.0.1", "--port", str(port), "--max-model-len", "1024", "--kv-cache-memory-bytes", "128M",
+    with bare_vllm(
+        engine_env, model_dir, tmp_path_factory.mktemp("vllm") / "vllm.log",
+        "--served-model-name", BASE, "--max-model-len", "1024", "--kv-cache-memory-bytes", "128M",
         "--enable-lora", "--max-loras", "2", "--max-lora-rank", "8",
         "--lora-modules", *(f"{name}={adapters_dir / name}" for name in EFFECTS),
-    ]  # fmt: skip
-    log = tmp_path_factory.mktemp("vllm") / "vllm.log"
-    environ = {**os.environ, "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            bound(command), stdout=output, stderr=subprocess.STDOUT, env=environ, start_new_session=True
-        )
-    try:
-        deadline = time.monotonic() + BOOT
-        url = f"http://127.0.0.1:{port}"
-        while True:
-            with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"{url}/health").status_code == 200:
-                    break
-            assert process.poll() is None, f"vLLM ended:\n{log.read_text()[-4000:]}"
-            assert time.monotonic() < deadline, f"vLLM did not become ready:\n{log.read_text()[-4000:]}"
-            time.sleep(0.2)  # another process: there is no event to wait for
-        yield BareVllm(url, log)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    ) as running:  # fmt: skip
+        yield running
 
 
 async def test_base_and_adapter_requests_of_one_batch_are_each_answered_by_their_own_weights(vllm: BareVllm) -> None:
