@@ -68,7 +68,7 @@ class KeyAdmin:
         return self._page((await self._change(id, moved)).id)
 
     async def rotate(self, id: str, grace: int, by: Actor) -> Page:
-        found = self._found(id)
+        found = self._changeable(id)
         secret, _ = self._secret(found)
         now = int(time.time())
 
@@ -87,10 +87,7 @@ class KeyAdmin:
         return self._page((await self._change(id, moved)).id)
 
     async def _change(self, id: str, move: Callable[[KeyRecord], tuple[KeyRecord, Act]]) -> KeyRecord:
-        found = self._found(id)
-        if found not in self._keyring.records:
-            raise Conflict(f"The key {found} is of the configuration file: it is changed there.")
-        return await self._move(found, lambda record: move(cast(KeyRecord, record)))
+        return await self._move(self._changeable(id), lambda record: move(cast(KeyRecord, record)))
 
     async def _move(self, id: str, move: Move) -> KeyRecord:
         """Durable, then published, then felt by what runs."""
@@ -103,6 +100,13 @@ class KeyAdmin:
             return await self._keyring.move(id, move, moved)
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
+
+    def _changeable(self, id: str) -> str:
+        """As `_found`.  Raises Conflict for a key of the file."""
+        found = self._found(id)
+        if found not in self._keyring.records:
+            raise Conflict(f"The key {found} is of the configuration file: it is changed there.")
+        return found
 
     def _found(self, id: str) -> str:
         """The id of the key that is meant, by its id or by the name that it alone has, while it is not revoked."""
