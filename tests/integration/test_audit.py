@@ -14,6 +14,7 @@ from tests.integration.administration import BUTTONS, administered, with_adapter
 from tests.integration.keyed import Keyed, keyed
 
 ACTS = 12
+COPIED = "at, who, address, act, target, outcome, detail, hash"
 
 
 async def acted(gateway: Keyed) -> None:
@@ -107,7 +108,7 @@ TAMPERED: dict[str, tuple[str, int]] = {
     "time": ("UPDATE audit SET at = at + 1 WHERE number = 5", 5),
     "detail": ("UPDATE audit SET detail = detail || ' ' WHERE number = 5", 5),
     "hash": ("UPDATE audit SET hash = substr(hash, 2) || '0' WHERE number = 5", 5),
-    "hash taken from another row": ("UPDATE audit SET hash = (SELECT hash FROM audit WHERE number = 4) WHERE number = 5", 5),
+    "hash of another row": ("UPDATE audit SET hash = (SELECT hash FROM audit WHERE number = 4) WHERE number = 5", 5),
     "letters of a hash": ("UPDATE audit SET hash = upper(hash) WHERE number = 5", 5),
     "last row": (f"UPDATE audit SET who = 'nobody' WHERE number = {ACTS}", ACTS),
     "first row": ("UPDATE audit SET who = 'nobody' WHERE number = 1", 1),
@@ -121,14 +122,13 @@ TAMPERED: dict[str, tuple[str, int]] = {
     ),
     "row inserted": (
         "UPDATE audit SET number = -number WHERE number > 4; UPDATE audit SET number = 1 - number WHERE number < 0;"
-        "INSERT INTO audit SELECT 5, at, who, address, act, target, outcome, detail, hash FROM audit WHERE number = 4", 5,
+        f"INSERT INTO audit SELECT 5, {COPIED} FROM audit WHERE number = 4", 5,
     ),
     "row appended": (
-        f"INSERT INTO audit SELECT {ACTS + 1}, at, who, address, act, target, outcome, detail, hash FROM audit "
-        f"WHERE number = {ACTS}", ACTS + 1,
+        f"INSERT INTO audit SELECT {ACTS + 1}, {COPIED} FROM audit WHERE number = {ACTS}", ACTS + 1,
     ),
     "row before the first": (
-        "INSERT INTO audit SELECT 0, at, who, address, act, target, outcome, detail, hash FROM audit WHERE number = 1", 1,
+        f"INSERT INTO audit SELECT 0, {COPIED} FROM audit WHERE number = 1", 1,
     ),
     "two rows swapped": (
         "UPDATE audit SET number = -1 WHERE number = 5; UPDATE audit SET number = 5 WHERE number = 6;"
@@ -153,9 +153,7 @@ async def stopped(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", TAMPERED)
-async def test_whatever_is_done_to_the_file_is_found_at_the_first_row_that_does_not_fit(
-    stopped: Path, how: str
-) -> None:
+async def test_what_is_done_to_the_file_is_found_at_the_first_row_that_does_not_fit(stopped: Path, how: str) -> None:
     statements, first = TAMPERED[how]
     tamper(stopped, statements)
     async with keyed(stopped) as gateway:

@@ -140,13 +140,12 @@ def test_a_key_that_is_let_in_costs_microseconds(snapshot: Snapshot, valid: list
     assert statistics.median(took) < 50_000  # about 4,000 on a quiet machine; the bound is for any
 
 
-async def opened(path: Path) -> tuple[Storage, Keyring, KeyRecords]:
+async def opened(path: Path) -> tuple[Storage, Keyring]:
     storage, audit = await Storage.open(f"sqlite:///{path}"), AuditLog()
     audit.open(storage)
-    records = KeyRecords(storage, audit)
     keyring = Keyring(CONFIG.auth)
-    await keyring.open(records, PEPPER)
-    return storage, keyring, records
+    await keyring.open(KeyRecords(storage, audit), PEPPER)
+    return storage, keyring
 
 
 def _fill(storage: Storage, rows: list[dict[str, Any]]) -> None:
@@ -157,11 +156,11 @@ def _fill(storage: Storage, rows: list[dict[str, Any]]) -> None:
 async def test_ten_thousand_keys_cost_the_start_and_a_change_next_to_nothing(
     tmp_path: Path, valid: list[bytes]
 ) -> None:
-    storage, _, records = await opened(tmp_path / "gateway.db")
+    storage, _ = await opened(tmp_path / "gateway.db")
     await storage.call(_fill, storage, [_row(record(key, number)) for number, key in enumerate(valid)])
     await storage.close()
     began = time.monotonic()
-    storage, keyring, records = await opened(tmp_path / "gateway.db")
+    storage, keyring = await opened(tmp_path / "gateway.db")
     start = time.monotonic() - began
     compiler = Compiler(CONFIG)
     compiler.compile(Observed(keys=keyring.table))

@@ -112,7 +112,7 @@ async def test_an_administrator_who_leaves_has_revoked_all_the_same(gateway: Key
 @repeated(200, 2000)
 @pytest.mark.timeout(600)
 async def test_no_request_outlives_a_revocation_that_it_races_with(gateway: Keyed, repetitions: int) -> None:
-    """Each race: streams begin at random moments around the revocation.  Every one is refused, or cut within a second."""
+    """Each race: streams begin at random moments around the revocation; each is refused, or cut within a second."""
     rng = Random(repetitions)
     began_before = 0
     for number in range(repetitions):

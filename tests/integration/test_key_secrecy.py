@@ -20,6 +20,10 @@ def parts(key: str) -> list[bytes]:
     return [secret.encode(), base64.b64encode(key.encode()), key.encode().hex().encode(), secret[:16].encode()]
 
 
+def contents(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 async def test_a_key_is_in_no_file_no_log_no_metric_no_row_and_no_later_answer(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -34,14 +38,14 @@ async def test_a_key_is_in_no_file_no_log_no_metric_no_row_and_no_later_answer(
             seen.append((await gateway.post(key, chat(stream=True))).content)
             seen.append((await gateway.post(key + "x", chat())).content)
             seen.append((await gateway.get(key, f"/v1/models/{key}")).content)
-        for path in ("keys", f"keys/{made[1]['id']}", "audit", "config", "upstreams", "openapi.json"):
-            seen.append((await gateway.client.get(f"/admin/v1/{path}")).content)
-        seen.append((await gateway.client.get("/metrics")).content)
-        files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        pages = ["keys", f"keys/{made[1]['id']}", "audit", "config", "upstreams", "openapi.json"]
+        for page in ("/metrics", *(f"/admin/v1/{page}" for page in pages)):
+            seen += [(await gateway.client.get(page)).content]
+        files = contents(tmp_path)
         assert {"gateway.db", "gateway.db-wal"} <= {path.name for path in files}
-    files |= {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    files |= contents(tmp_path)
     logged = "\n".join(f"{record.getMessage()} {vars(record)}" for record in caplog.records if _ours(record)).encode()
-    pepper = (tmp_path / "gateway.pepper").read_bytes().strip()
+    pepper = files[tmp_path / "gateway.pepper"].strip()
     for key in shown:
         for part in parts(key):
             assert not [path for path, content in files.items() if part in content]
@@ -80,6 +84,5 @@ async def test_a_process_that_was_killed_leaves_no_key_behind(tmp_path: Path) ->
         assert gateway.process is not None
         gateway.process.kill()
         await asyncio.to_thread(gateway.process.wait)
-    for path in tmp_path.rglob("*"):
-        if path.is_file():
-            assert not [part for part in parts(key) if part in path.read_bytes()], path
+    for path, content in contents(tmp_path).items():
+        assert not [part for part in parts(key) if part in content], path

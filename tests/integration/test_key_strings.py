@@ -19,7 +19,8 @@ _INJECTIONS = (
     "1; ATTACH DATABASE '/tmp/x' AS x", "' UNION SELECT digest FROM api_keys", "x' AND SLEEP(5)",
     "'||(SELECT digest FROM api_keys LIMIT 1)||'", "%27%20OR%201%3D1", "$(sleep 5)", "${jndi:ldap://x}", "{{7*7}}",
     ":id", ":key_id", "?", "?1", "@x", "$1", "%s", "%(id)s", "{0}", "NULL", "null", "true", "0", "-1", "1e309",
-    "\u02bc OR 1=1", "\uff07 OR 1=1", "ＳＥＬＥＣＴ", "\u202edrawkcab", "🔑'--", "a" * 250, "[]", '{"$gt": ""}', "*", "%", "_",
+    "\u02bc OR 1=1", "\uff07 OR 1=1", "ＳＥＬＥＣＴ", "\u202edrawkcab", "🔑'--", "a" * 250,
+    "[]", '{"$gt": ""}', "*", "%", "_",
     "\\u0027", "&#39;", "<script>alert(1)</script>", "../../etc/passwd", "pg_sleep(5)", "'; SELECT pg_sleep(5)",
     "WAITFOR DELAY '0:0:5'", "CASE WHEN 1=1 THEN 1 ELSE load_extension('x') END", "randomblob(1000000000)",
 )  # fmt: skip
