@@ -13,12 +13,16 @@ from fastapi.routing import APIRoute
 
 from gateway.api.auth import authorise
 from gateway.api.routes import Access, RouteTable
+from gateway.api.users import Identification
 from gateway.dataplane.admit import new_request_id
-from gateway.dataplane.pipeline import Pipeline, client_of
+from gateway.dataplane.pipeline import Pipeline
 from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
 from gateway.dataplane.upstreams import SnapshotHolder
+from gateway.domain.call import Client
 from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, UnsupportedMediaType
 from gateway.telemetry.metrics import Metrics
+
+_NO_CLIENT = Client()  # of a route that takes no client's key
 
 
 class Edge:
@@ -40,6 +44,7 @@ class Edge:
         self._snapshots = snapshots
         self._metrics = metrics
         self._table = table
+        self._identification = Identification()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
@@ -52,9 +57,14 @@ class Edge:
             methods = self._table.methods(path)
             rule = (methods or {}).get(scope["method"])
             access = rule.access if rule else next(iter(methods.values())).access if methods else Access.KEY
-            principal = authorise(self._snapshots.current, access, headers, (scope.get("client") or ("",))[0])
+            snapshot = self._snapshots.current
+            principal = authorise(snapshot, access, headers, (scope.get("client") or ("",))[0])
             if rule is None:
                 raise _no_route(scope["method"], path, methods)
+            client = _NO_CLIENT
+            if access is Access.KEY:
+                acts = scope["method"] != "GET"
+                client = self._identification.client(snapshot.people, principal, headers, acts=acts)
             if rule.endpoint is not None and not _is_json(headers.get(b"content-type", b"")):
                 raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
         except GatewayError as error:
@@ -62,9 +72,9 @@ class Edge:
             await Reply(send, connection, new_request_id()).fail(error)
             return
         if rule.endpoint is not None:
-            await self._pipeline.serve(rule.endpoint, principal, client_of(headers), receive, send, connection)
+            await self._pipeline.serve(rule.endpoint, principal, client, receive, send, connection)
         else:
-            scope["principal"] = principal
+            scope["principal"], scope["caller"] = principal, client
             await self._pages(scope, receive, send)
 
 

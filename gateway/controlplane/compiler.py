@@ -25,13 +25,14 @@ from urllib.parse import urlencode
 
 from gateway.controlplane import naming, values
 from gateway.controlplane.adapternames import AdapterNames, Roll
-from gateway.controlplane.config import Config, UpstreamSettings
+from gateway.controlplane.config import ClientKey, Config, UpstreamSettings
 from gateway.controlplane.memo import Memo
 from gateway.controlplane.naming import Named, Names, Wanted
 from gateway.controlplane.observed import EngineEndpoint, Observed, UpstreamState, UpstreamStatus
 from gateway.controlplane.offering import Offering, Place, Scene, offered
 from gateway.domain import snapshot
 from gateway.domain.listing import ListedModel
+from gateway.domain.people import People, Sharing, Team
 from gateway.domain.principal import Principal
 from gateway.domain.secret import Secret
 from gateway.domain.snapshot import Snapshot, Upstream
@@ -56,10 +57,9 @@ class Compiler:
         self._config = config
         self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
         self._own_models = {model.id: model for model in config.models}
-        self._keys = MappingProxyType(
-            {_digest(key.key): Principal(key.name, frozenset(key.allow), key.models) for key in config.auth.keys}
-        )
+        self._keys = MappingProxyType({_digest(key.key): _principal(key) for key in config.auth.keys})
         self._admin_key = None if config.auth.admin_key is None else _digest(config.auth.admin_key)
+        self._people = people_of(config)
         self._task_models = MappingProxyType(dict(config.openwebui.tasks))
         self._adapters = AdapterNames()
         self._records = Memo(self._record)
@@ -101,6 +101,7 @@ class Compiler:
                 auth_required=self._config.auth.required,
                 admin_key=self._admin_key,
                 task_models=self._task_models,
+                people=self._people,
             )
         return last
 
@@ -141,6 +142,21 @@ def model_names(config: Config, observed: Observed) -> frozenset[str]:
         models = offered(upstream, status.state, status.models)
         names.update(upstream.prefix + model.id for model in models if model.parent is None)
     return frozenset(names)
+
+
+def people_of(config: Config) -> People:
+    """What the file says of users and teams."""
+    users = config.users
+    return People(
+        jwt_secret=users.openwebui.jwt_secret,
+        issuer=users.openwebui.issuer,
+        trusted_headers=users.trusted_headers,
+        rights=MappingProxyType({role: frozenset(rights) for role, rights in users.roles.items()}),
+        role_models=MappingProxyType(dict(users.models)),
+        teams=MappingProxyType({t.name: Team(t.name, t.members, t.groups, t.models) for t in config.teams}),
+        cache=Sharing(users.cache),
+        cache_secret=users.cache_secret,
+    )
 
 
 def next_change(config: Config, observed: Observed) -> float | None:
@@ -229,6 +245,17 @@ def _wanted(offering: Offering, name: str, roll: Roll) -> Wanted:
     version = exact.versions[name] if exact is not None and name in exact.exact else None
     place = None if version is None else version.places.get(offering)
     return Wanted(offering, place or offering.named(name), None)
+
+
+def _principal(key: ClientKey) -> Principal:
+    return Principal(
+        key.name,
+        frozenset(key.allow),
+        key.models,
+        key=key.name,
+        team=key.team or "",
+        users_required=key.users == "required",
+    )
 
 
 def _digest(key: Secret) -> bytes:

@@ -16,18 +16,28 @@ ADAPTERS_RIGHT = "adapters"
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A caller that was let in.  `allow`: which privileged parameters it may send, and further rights.
-    `models`: patterns (`*`, `?`, `[…]`; case counts) of the names that exist for it."""
+    `models`: patterns of the names that exist for it (see `permits`).  `key`: the key's id; `team`: that which it
+    belongs to, "" for none.  `users_required`: it stands for people, and each request must say for whom."""
 
     name: str
     allow: frozenset[str] = frozenset()
     models: tuple[str, ...] = ("*",)
+    key: str = ""
+    team: str = ""
+    users_required: bool = False
 
     def may_use(self, model: str) -> bool:
-        """Whether the name exists for this caller.  Whoever may use an adapter may ask for each of its versions."""
-        return any(
-            pattern == "*" or fnmatchcase(model, pattern) or fnmatchcase(model.partition("@")[0], pattern)
-            for pattern in self.models
-        )
+        """Whether the key itself lets it use the name."""
+        return permits(self.models, model)
 
 
 ANONYMOUS = Principal("anonymous")
+
+
+def permits(patterns: tuple[str, ...], model: str) -> bool:
+    """Whether one of the patterns (`*`, `?`, `[…]`; case counts) fits the name.  Whoever may use an adapter may ask
+    for each of its versions."""
+    return any(
+        pattern == "*" or fnmatchcase(model, pattern) or fnmatchcase(model.partition("@")[0], pattern)
+        for pattern in patterns
+    )

@@ -11,6 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from gateway.domain.people import People
 from gateway.domain.principal import Principal
 from gateway.domain.secret import Secret
 
@@ -149,7 +150,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that serving a request needs.
+    """Everything that serving a request needs.  `people`: who may be behind a key.
 
     `keys`: SHA-256 digest of a key → who it is.  `cards`: public model name → its object in `/v1/models`, as JSON
     bytes, in the order of the list.  `task_models`: Open WebUI's task name (or "*") → public model name.
@@ -163,6 +164,7 @@ class Snapshot:
     auth_required: bool = True
     admin_key: bytes | None = None  # SHA-256 digest
     task_models: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    people: People = field(default_factory=People)
 
     @property
     def ready(self) -> bool:
