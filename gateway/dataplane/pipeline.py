@@ -227,7 +227,7 @@ def client_of(headers: Mapping[bytes, bytes], standing: Standing = NOBODY, team:
     """
     task = headers.get(b"x-openwebui-task", b"").decode("latin-1")[:64]
     chat = headers.get(b"x-openwebui-chat-id", b"").decode("latin-1")[:128]
-    openwebui = any(name.startswith(b"x-openwebui-") for name in headers)
+    openwebui = b"\nx-openwebui-" in b"\n".join((b"", *headers))  # no name holds a line break
     return Client(
         openwebui, task, chat, standing.user, standing.verified, standing.roles, standing.team or team,
         standing.rights, standing.bounds,
