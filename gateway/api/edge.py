@@ -16,12 +16,16 @@ from gateway.api.addresses import Addresses
 from gateway.api.auth import authorise
 from gateway.api.failures import Failures
 from gateway.api.routes import Access, RouteTable
+from gateway.api.users import Identification
 from gateway.dataplane.admit import new_request_id
-from gateway.dataplane.pipeline import Pipeline, client_of
+from gateway.dataplane.pipeline import Pipeline
 from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
 from gateway.dataplane.upstreams import SnapshotHolder
+from gateway.domain.call import Client
 from gateway.domain.errors import Forbidden, GatewayError, MethodNotAllowed, NotFound, UnsupportedMediaType
 from gateway.telemetry.metrics import Metrics
+
+_NO_CLIENT = Client()  # of a route that takes no client's key
 
 
 class Edge:
@@ -51,6 +55,7 @@ class Edge:
         self._table = table
         self._addresses = Addresses(trusted_proxies)
         self._failures = Failures()
+        self._identification = Identification()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
@@ -64,9 +69,14 @@ class Edge:
             methods = self._table.methods(path)
             rule = (methods or {}).get(scope["method"])
             access = rule.access if rule else next(iter(methods.values())).access if methods else Access.KEY
-            principal = authorise(self._snapshots.current, access, headers, peer)
+            snapshot = self._snapshots.current
+            principal = authorise(snapshot, access, headers, peer)
             if rule is None:
                 raise _no_route(scope["method"], path, methods)
+            client = _NO_CLIENT
+            if access is Access.KEY:
+                acts = scope["method"] != "GET"
+                client = self._identification.client(snapshot.people, principal, headers, acts=acts)
             if rule.endpoint is not None and not principal.may_call(rule.endpoint):
                 raise Forbidden(f"This key may not use {rule.endpoint.value}: an operator can allow it (endpoints).")
             if rule.endpoint is not None and not _is_json(headers.get(b"content-type", b"")):
@@ -77,10 +87,10 @@ class Edge:
             await Reply(send, connection, new_request_id()).fail(told)
             return
         if rule.endpoint is not None:
-            await self._pipeline.serve(rule.endpoint, principal, client_of(headers), receive, send, connection)
+            await self._pipeline.serve(rule.endpoint, principal, client, receive, send, connection)
         else:
-            scope["principal"] = principal
             scope["client_address"] = self._addresses.client(peer, headers)
+            scope["principal"], scope["caller"] = principal, client
             await self._pages(scope, receive, send)
 
 

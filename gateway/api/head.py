@@ -14,7 +14,11 @@ from urllib.parse import unquote_to_bytes
 from gateway.api.routes import RouteTable
 from gateway.domain.errors import InvalidRequest, Refusal, TooLarge
 
-_ONCE = frozenset({b"host", b"content-length", b"transfer-encoding", b"authorization", b"x-api-key", b"api-key"})
+#: Of two of these, two readers may each believe another one.
+_ONCE = frozenset(
+    b"host content-length transfer-encoding authorization x-api-key api-key x-openwebui-user-jwt x-openwebui-user-id "
+    b"x-openwebui-user-email x-openwebui-user-role x-openwebui-groups".split()
+)
 _HOST = re.compile(rb"(?:[A-Za-z0-9._-]{1,255}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{0,5})?")
 _ABSOLUTE = re.compile(rb"https?://([^/?]+)(/[^?]*)?(\?.*)?", re.IGNORECASE)
 _UPGRADE = frozenset({b"upgrade", b"connection", b"http2-settings"})

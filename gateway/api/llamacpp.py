@@ -2,7 +2,7 @@
 
 It is llama.cpp's contract for its router, at the root beside /v1, as far as Open WebUI 0.12 uses it
 (backend/open_webui/routers/openai.py, MODEL_MANAGEMENT_ENDPOINTS).  Whoever loads and ejects needs the right `adapters`
-of a client's key, and reaches no names that the key may not use.
+of the key or of their own role, and reaches no names that the key or they may not use.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from gateway.api import answers, bodies
 from gateway.api.adapters import AdapterAdmin, loaded
 from gateway.api.audit import Audit, noted
 from gateway.dataplane.upstreams import SnapshotHolder
+from gateway.domain.call import Client
 from gateway.domain.errors import Forbidden, InvalidRequest, NotFound, model_not_found
+from gateway.domain.plan import within
 from gateway.domain.principal import ADAPTERS_RIGHT, Principal
 
 
@@ -60,13 +62,17 @@ def routes(app: FastAPI, snapshots: SnapshotHolder, admin: AdapterAdmin, audit: 
     async def _adapter(request: Request) -> tuple[str, str | None]:
         """The adapter that the button belongs to, and its version if that was named."""
         principal: Principal = request.scope["principal"]
-        if ADAPTERS_RIGHT not in principal.allow:
+        client: Client = request.scope["caller"]
+        if ADAPTERS_RIGHT not in principal.allow and ADAPTERS_RIGHT not in client.rights:
             raise Forbidden(
-                f"This key may not load or eject adapters: give it the right with 'allow: [{ADAPTERS_RIGHT}]'."
+                f"This key may not load or eject adapters: give it the right with 'allow: [{ADAPTERS_RIGHT}]', "
+                "or give it to a role in users.roles."
             )
         model = (await bodies.read(request, Model)).model
-        if not principal.may_use(model) or model not in snapshots.current.routes:
+        snapshot = snapshots.current
+        if not snapshot.people.admits(principal, model) or model not in snapshot.routes:
             raise model_not_found(model)
+        within(client.bounds, model)
         name, _, version = model.partition("@")
         try:
             await admin.show(name)

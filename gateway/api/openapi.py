@@ -26,7 +26,7 @@ _SAMPLING = {
     "n": {"type": ["integer", "null"], "minimum": 1, "maximum": 128},
     "seed": {"type": ["integer", "null"]},
     "stop": {"type": ["string", "array", "null"], "items": {"type": "string"}},
-    "user": {"type": ["string", "null"]},
+    "user": {"type": ["string", "null"], "maxLength": 256, "description": "Who it is for, in printable characters."},
 }
 
 

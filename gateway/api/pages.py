@@ -57,8 +57,9 @@ def build(
     @app.get("/models")
     @app.get("/v1/models")
     async def models(request: Request) -> Response:
-        may_use = request.scope["principal"].may_use
-        cards = b",".join([card for name, card in snapshots.current.cards.items() if may_use(name)])
+        snapshot, principal = snapshots.current, request.scope["principal"]
+        admits = snapshot.people.admits
+        cards = b",".join([card for name, card in snapshot.cards.items() if admits(principal, name)])
         return answers.raw(b'{"object":"list","data":[' + cards + b"]}")
 
     @app.get("/v1/models/{id:path}")
@@ -67,7 +68,7 @@ def build(
         card = snapshot.cards.get(id)
         if card is None and id in snapshot.routes:
             card = orjson.dumps({"id": id, "object": "model", "created": 0, "owned_by": "lora-gateway"})
-        if card is None or not request.scope["principal"].may_use(id):
+        if card is None or not snapshot.people.admits(request.scope["principal"], id):
             raise model_not_found(id)
         return answers.raw(card)
 

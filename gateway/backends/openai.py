@@ -28,6 +28,7 @@ class OpenAI:
     kind = "openai"
     endpoints = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS})
     known = parameters.OPENAI
+    salts_cache = False
     takes_thoughts = False  # OpenAI has no field for what a model thought; Groq, Mistral and Cerebras refuse it
 
     def prepare(self, call: Call, target: Target, upstream: Upstream) -> UpstreamRequest:
@@ -40,6 +41,8 @@ class OpenAI:
             dropped += ("tools",)
         if call.stream and call.endpoint is not Endpoint.EMBEDDINGS and "stream_options" not in target.parameters.drop:
             body["stream_options"] = {**(body.get("stream_options") or {}), "include_usage": True}
+        if call.cache_salt and self.salts_cache and call.endpoint is not Endpoint.TOKENIZE:
+            body["cache_salt"] = call.cache_salt  # last, so that nothing a client sends becomes another one
         if not target.developer_role and call.endpoint is Endpoint.CHAT:
             body["messages"] = _system_role(body.get("messages"))
         if call.client.openwebui and not self.takes_thoughts and call.endpoint is Endpoint.CHAT:

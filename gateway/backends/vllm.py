@@ -22,6 +22,7 @@ class VLLM(OpenAI):
     kind = "vllm"
     endpoints = frozenset({Endpoint.CHAT, Endpoint.COMPLETIONS, Endpoint.EMBEDDINGS, Endpoint.TOKENIZE})
     known = parameters.VLLM
+    salts_cache = True
     takes_thoughts = True
 
     def prepare(self, call: Call, target: Target, upstream: Upstream) -> UpstreamRequest:

@@ -32,6 +32,7 @@ from gateway.controlplane.offering import Offering, Place, Scene, offered
 from gateway.domain import snapshot
 from gateway.domain.keys import NO_KEYS
 from gateway.domain.listing import ListedModel
+from gateway.domain.people import People, Sharing, Team
 from gateway.domain.secret import Secret
 from gateway.domain.snapshot import Snapshot, Upstream
 
@@ -55,6 +56,7 @@ class Compiler:
         self._config = config
         self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
         self._own_models = {model.id: model for model in config.models}
+        self._people = people_of(config)
         self._task_models = MappingProxyType(dict(config.openwebui.tasks))
         self._adapters = AdapterNames()
         self._records = Memo(self._record)
@@ -101,6 +103,7 @@ class Compiler:
                 admin_key=observed.keys.admin,
                 pepper=observed.keys.pepper,
                 task_models=self._task_models,
+                people=self._people,
             )
         return last
 
@@ -141,6 +144,21 @@ def model_names(config: Config, observed: Observed) -> frozenset[str]:
         models = offered(upstream, status.state, status.models)
         names.update(upstream.prefix + model.id for model in models if model.parent is None)
     return frozenset(names)
+
+
+def people_of(config: Config) -> People:
+    """What the file says of users and teams."""
+    users = config.users
+    return People(
+        jwt_secret=users.openwebui.jwt_secret,
+        issuer=users.openwebui.issuer,
+        trusted_headers=users.trusted_headers,
+        rights=MappingProxyType({role: frozenset(rights) for role, rights in users.roles.items()}),
+        role_models=MappingProxyType(dict(users.models)),
+        teams=MappingProxyType({t.name: Team(t.name, t.members, t.groups, t.models) for t in config.teams}),
+        cache=Sharing(users.cache),
+        cache_secret=users.cache_secret,
+    )
 
 
 def next_change(config: Config, observed: Observed) -> float | None:

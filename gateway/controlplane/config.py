@@ -27,10 +27,12 @@ from gateway.controlplane.values import (
     ModelId,
     ModelPattern,
     Name,
+    NamePattern,
     Network,
     ParameterName,
     Prefix,
     QueryName,
+    RoleName,
     Seconds,
     SecretText,
     TaskName,
@@ -99,10 +101,12 @@ class ClientKey(Section):
     """Names, or patterns of names, that exist for this key.  A version of an adapter goes with its plain name."""
     endpoints: Annotated[tuple[Annotated[str, values.EndpointPath()], ...], Field(min_length=1)] | None = None
     """Paths of the inference endpoints that it may use; null: all."""
-    team: Word | Literal[""] = ""
-    """The team that it belongs to."""
     allow: tuple[Annotated[str, values.Right()], ...] = ()
     """What else it may do: send a parameter that reaches into the engine, or (`adapters`) load and eject adapters."""
+    team: Name | None = None
+    """Name of the team that it belongs to, and with it everybody behind it who is in no other."""
+    users: Literal["optional", "required"] = "optional"
+    """`required`: each request must prove which person it is for."""
 
 
 class Auth(Section):
@@ -116,6 +120,45 @@ class Auth(Section):
     """Keys of `/v1` that never change; more are made at run time."""
     pepper: SecretText | None = None
     """What keys are hashed with; null: a file beside the storage, made once."""
+
+
+class UsersOfOpenWebUI(Section):
+    """How Open WebUI proves who asks."""
+
+    jwt_secret: SecretText | None = None
+    """Its FORWARD_USER_INFO_HEADER_JWT_SECRET: 32 to 512 visible ASCII characters, from the environment."""
+    issuer: Annotated[str, values.Pattern(r"[^\s\x00-\x1f\x7f]{1,256}", "write it as the token has it")] = "open-webui"
+    """What `iss` must be in its tokens."""
+
+
+class Users(Section):
+    """Who the people behind a key are, and what they may do."""
+
+    openwebui: UsersOfOpenWebUI = UsersOfOpenWebUI()
+    """How Open WebUI proves who asks."""
+    trusted_headers: bool = False
+    """Whether nobody but Open WebUI reaches the gateway, so that its plain headers are believed."""
+    roles: dict[RoleName, tuple[Annotated[str, values.Right()], ...]] = {}
+    """Role in Open WebUI (`admin`, `user`) → rights that people with it have beyond those of the key."""
+    models: dict[RoleName, Annotated[tuple[ModelPattern, ...], Field(max_length=256)]] = {}
+    """Role in Open WebUI → names, or patterns of names, that people with it may use; all, where a role is missing."""
+    cache: Literal["tenant", "user", "shared"] = "tenant"
+    """Whose prompts share the prefix cache of a vLLM: `tenant` (a team's, else a key's), `user` or `shared`."""
+    cache_secret: SecretText | None = None
+    """What cache salts are derived from, the same for all gateways before one engine; null: made at each start."""
+
+
+class TeamSettings(Section):
+    """People and keys that count as one."""
+
+    name: Name
+    """Name of the team, for logs and reports."""
+    members: Annotated[tuple[NamePattern, ...], Field(max_length=4096)] = ()
+    """Ids or email addresses, or patterns of them, of the people in it."""
+    groups: Annotated[tuple[NamePattern, ...], Field(max_length=256)] = ()
+    """Names, or patterns of names, of groups in Open WebUI whose members are in it."""
+    models: Annotated[tuple[ModelPattern, ...], Field(min_length=1, max_length=256)] = ("*",)
+    """Names, or patterns of names, that the team may use."""
 
 
 class Storage(Section):
@@ -426,6 +469,10 @@ class Config(Section):
     """Where the gateway listens, and what a connection may ask of it."""
     auth: Auth = Auth()
     """Who may use the gateway."""
+    users: Users = Users()
+    """Who the people behind a key are, and what they may do."""
+    teams: Annotated[tuple[TeamSettings, ...], Field(max_length=1024)] = ()
+    """Teams; whoever fits several is in the first."""
     storage: Storage = Storage()
     """Where the gateway keeps what must outlive it."""
     limits: Limits = Limits()

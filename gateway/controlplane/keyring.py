@@ -118,7 +118,15 @@ class Keyring:
 
 def _of_file(key: ClientKey) -> Principal:
     endpoints = None if key.endpoints is None else frozenset(key.endpoints)
-    return Principal(key.name, frozenset(key.allow), key.models, key=key.name, team=key.team, endpoints=endpoints)
+    return Principal(
+        key.name,
+        frozenset(key.allow),
+        key.models,
+        key=key.name,
+        team=key.team or "",
+        users_required=key.users == "required",
+        endpoints=endpoints,
+    )
 
 
 def _digest(pepper: Pepper, key: Secret) -> bytes:

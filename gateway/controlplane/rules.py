@@ -28,6 +28,7 @@ from gateway.domain.secret import Secret
 MIN_KEY = 16
 MAX_KEY = 512
 _MIN_PEPPER = 32
+MIN_SIGNING = 32  # characters of a secret that signs with SHA-256 (RFC 7518, 3.2)
 _MIN_DISTINCT = 8  # characters that a key must at least be made of
 
 # Words that sample keys are made of; a key that holds nothing but these (and runs of digits) is a sample.
@@ -101,7 +102,36 @@ def _pepper(loc: Loc, auth: Auth) -> Iterator[Mistake]:
         yield Mistake(loc, "is a key as well", "make a pepper that is nothing else")
 
 
-def _strength(loc: Loc, secret: Secret) -> Iterator[Mistake]:
+def _users(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    users, secret = config.users, config.users.openwebui.jwt_secret
+    if secret is not None:
+        loc: Loc = ("users", "openwebui", "jwt_secret")
+        yield from _strength(loc, secret, MIN_SIGNING)
+        if secret == config.auth.admin_key or secret in {key.key for key in config.auth.keys}:
+            yield Mistake(loc, "is a key as well: who has that could say to be anybody", "make a secret of its own")
+    if users.cache_secret is not None:
+        yield from _strength(("users", "cache_secret"), users.cache_secret)
+    if secret is None and not users.trusted_headers:
+        hint = "set users.openwebui.jwt_secret"
+        for index, key in enumerate(config.auth.keys):
+            if key.users == "required":
+                what = "is required, but nobody is trusted to say who a user is: nobody could use the key"
+                yield Mistake(("auth", "keys", index, "users"), what, hint)
+        for name in ("roles", "models"):
+            if getattr(users, name):
+                yield Mistake(("users", name), "has no use: nobody is trusted to say who a user is", hint)
+
+
+def _teams(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    names = [team.name for team in config.teams]
+    yield from _duplicates(("teams",), "name", names)
+    for index, key in enumerate(config.auth.keys):
+        if key.team is not None and key.team not in names:
+            hint = nearest(key.team, names, "team")
+            yield Mistake(("auth", "keys", index, "team"), "names no team of this file", hint)
+
+
+def _strength(loc: Loc, secret: Secret, shortest: int = MIN_KEY) -> Iterator[Mistake]:
     key = secret.reveal()
     hint = "make one with: openssl rand -hex 32"
     if not key:
@@ -110,8 +140,8 @@ def _strength(loc: Loc, secret: Secret) -> Iterator[Mistake]:
         yield Mistake(loc, "holds a space or a tab, which no client can send in a key", hint)
     elif is_sample(key):
         yield Mistake(loc, "is a sample key that anyone can guess", hint)
-    elif not MIN_KEY <= len(key) <= MAX_KEY:
-        yield Mistake(loc, f"must have {MIN_KEY} to {MAX_KEY} characters", hint)
+    elif not shortest <= len(key) <= MAX_KEY:
+        yield Mistake(loc, f"must have {shortest} to {MAX_KEY} characters", hint)
     elif keys.is_ours(key.encode()) and keys.is_malformed(key.encode()):
         yield Mistake(loc, f"begins with {keys.PREFIX} and is no key that `gateway keys create` has made", hint)
     elif len(set(key)) < _MIN_DISTINCT:
@@ -337,4 +367,4 @@ def _duplicates(loc: Loc, key: str | None, items: Iterable[Hashable]) -> Iterato
 
 
 #: All rules, in the order of the file.
-RULES: tuple[_Rule, ...] = (_listening, _keys, _timeouts, _upstreams, _models, _tasks, _adapters)
+RULES: tuple[_Rule, ...] = (_listening, _keys, _users, _teams, _timeouts, _upstreams, _models, _tasks, _adapters)

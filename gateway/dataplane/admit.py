@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from typing import Any
 
 import orjson
@@ -11,10 +12,14 @@ import orjson
 from gateway.dataplane.reply import Receive
 from gateway.domain.call import Call, Client, Endpoint
 from gateway.domain.errors import Forbidden, InvalidRequest, TooLarge
+from gateway.domain.people import People, Sharing, cache_salt
 from gateway.domain.principal import ANONYMOUS, PRIVILEGED_PARAMETERS, Principal
+from gateway.domain.snapshot import EMPTY, Snapshot
 
 _MAX_DEPTH = 64
 _MAX_MODEL = 256
+_MAX_USER = 256  # characters of the name that a program has for one of its users
+_USER = ("user", "safety_identifier")  # parameters that name one, the first that does
 _NUMBER = (int, float)
 #: What a parameter must be if it is there and not null.  Ranges are the upstream's business; these keep a request from
 #: meaning something else to the gateway than to the upstream.
@@ -22,7 +27,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "frequency_penalty": _NUMBER, "presence_penalty": _NUMBER, "temperature": _NUMBER, "top_p": _NUMBER,
     "max_tokens": (int,), "max_completion_tokens": (int,), "n": (int,), "seed": (int,), "top_logprobs": (int,),
     "tools": (list,), "response_format": (dict,), "logit_bias": (dict,), "stop": (str, list),
-    "stream_options": (dict,), "user": (str,), "safety_identifier": (str,), "metadata": (dict,),
+    "stream_options": (dict,), "user": (str,), "safety_identifier": (str,), "metadata": (dict,), "cache_salt": (str,),
     "chat_template_kwargs": (dict,), "vllm_xargs": (dict,),
 }  # fmt: skip
 _POSITIVE = ("n", "max_tokens", "max_completion_tokens")
@@ -115,9 +120,19 @@ def _deeper_than(value: Any, limit: int) -> bool:
 
 
 def build_call(
-    endpoint: Endpoint, body: dict[str, Any], size: int, request_id: str, principal: Principal, client: Client
+    endpoint: Endpoint,
+    body: dict[str, Any],
+    size: int,
+    request_id: str,
+    principal: Principal,
+    client: Client,
+    snapshot: Snapshot = EMPTY,
+    secret: bytes = b"",
 ) -> Call:
-    """An admitted call.  Raises InvalidRequest or Forbidden, naming the parameter."""
+    """An admitted call.  `secret`: what cache salts are derived from, where the operator gives nothing for that.
+
+    Raises InvalidRequest or Forbidden, naming the parameter.
+    """
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise InvalidRequest(
@@ -126,7 +141,7 @@ def build_call(
     if len(model) > _MAX_MODEL:
         raise InvalidRequest(f"The model's name is longer than {_MAX_MODEL} characters.", param="model")
     for name in PRIVILEGED_PARAMETERS.intersection(body):
-        _check_right(principal, name)
+        _check_right(principal, client, name)
     for name, value in body.items():
         types = _TYPES.get(name)
         if types and value is not None and (not isinstance(value, types) or isinstance(value, bool)):
@@ -142,7 +157,7 @@ def build_call(
     if traps := _TEMPLATE_TRAPS.intersection(body.get("chat_template_kwargs") or ()):
         raise InvalidRequest(f"'chat_template_kwargs' may not hold '{min(traps)}'.", param="chat_template_kwargs")
     if _TRANSFERS.intersection(body.get("vllm_xargs") or ()):
-        _check_right(principal, "kv_transfer_params")
+        _check_right(principal, client, "kv_transfer_params")
     _CHECKS[endpoint](body)
     stream = body.get("stream")
     if stream is not None and not isinstance(stream, bool):
@@ -150,6 +165,8 @@ def build_call(
     options = body.get("stream_options")
     if options is not None and not stream:
         raise InvalidRequest("'stream_options' is only allowed when 'stream' is true.", param="stream_options")
+    if not client.user:
+        client = _with_named_user(client, principal, body, snapshot.people)
     return Call(
         request_id=request_id,
         endpoint=endpoint,
@@ -159,7 +176,8 @@ def build_call(
         wants_usage=bool(options and options.get("include_usage")),
         principal=principal,
         client=client,
-        sticky=client.chat or body.get("user") or body.get("safety_identifier") or _known_as(principal) or request_id,
+        sticky=client.chat or client.user or _known_as(principal) or request_id,
+        cache_salt=_cache_salt(snapshot, principal, client, body, secret),
         size=size,
     )
 
@@ -169,8 +187,34 @@ def _known_as(principal: Principal) -> str:
     return "" if principal is ANONYMOUS else principal.name
 
 
-def _check_right(principal: Principal, name: str) -> None:
-    if name not in principal.allow:
+def _with_named_user(client: Client, principal: Principal, body: dict[str, Any], people: People) -> Client:
+    """The client with the user that the body names, where nobody trusted has said who it is."""
+    for parameter in _USER:
+        if user := body.get(parameter):
+            if len(user) > _MAX_USER or not user.isprintable():  # it will stand in logs and tables
+                raise InvalidRequest(
+                    f"'{parameter}' must be at most {_MAX_USER} printable characters.", param=parameter
+                )
+            return replace(client, user=people.named(principal, user))
+    return client
+
+
+def _cache_salt(snapshot: Snapshot, principal: Principal, client: Client, body: dict[str, Any], secret: bytes) -> str:
+    """The salt of the tenant that asks: the team, else the key.  "" where everybody shares, or nobody is there to."""
+    people = snapshot.people
+    by_user = people.cache is Sharing.USER
+    if people.cache is Sharing.SHARED or not (by_user or client.team or people.teams or len(snapshot.keys) > 1):
+        return ""
+    tenant = f"team {client.team}" if client.team else f"key {principal.key or principal.name}"
+    if by_user:
+        tenant = f"{tenant} user {client.user}"
+    if people.cache_secret is not None:
+        secret = people.cache_secret.reveal().encode()
+    return cache_salt(secret, tenant, body.get("cache_salt") or "")
+
+
+def _check_right(principal: Principal, client: Client, name: str) -> None:
+    if name not in principal.allow and name not in client.rights:
         raise Forbidden(f"This key has no right to send '{name}'; an operator can grant it in auth.keys[].allow.")
 
 

@@ -32,6 +32,8 @@ class Record:
     upstream: str = ""
     adapter: str = ""
     task: str = ""
+    user: str = ""
+    team: str = ""
     status: int = 0
     attempts: int = 0
     usage: Usage | None = None
@@ -84,6 +86,8 @@ class Record:
         return {
             "request_id": self.request_id,
             "key": self.principal,
+            "team": self.team,
+            "user": self.user,
             "model": self.model,
             "upstream": self.upstream,
             "adapter": self.adapter,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from gateway.dataplane.scope import Scope
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.call import Call, Client, Endpoint
 from gateway.domain.errors import GatewayError, Overloaded, Reason, Unauthenticated, UpstreamFault
+from gateway.domain.people import NOBODY, Standing
 from gateway.domain.plan import Plan
 from gateway.domain.principal import Principal
 from gateway.domain.snapshot import Snapshot
@@ -51,11 +53,13 @@ class Pipeline:
         demand: Callable[[str], None],
         max_body: int,
     ) -> None:
+        self._snapshots = snapshots
         self._planner = Planner(snapshots, upstreams, metrics, demand)
         self._upstreams = upstreams
         self._metrics = metrics
         self._suspect = suspect
         self._max_body = max_body
+        self._own_secret = os.urandom(32)  # of the cache salts, where the operator gives none
         self._live: dict[Scope, Principal] = {}
         self._draining = False
 
@@ -89,7 +93,9 @@ class Pipeline:
         connection: ClientConnection,
     ) -> None:
         """One request.  Whatever ends it, it is settled exactly once."""
-        record = Record(admit.new_request_id(), endpoint.value, principal.name, task=client.task)
+        record = Record(
+            admit.new_request_id(), endpoint.value, principal.name, task=client.task, user=client.user, team=client.team
+        )
         reply = Reply(send, connection, record.request_id)
         scope = Scope(total=_BODY_PHASE)
         connection.on_disconnect = lambda: scope.cancel(
@@ -136,7 +142,10 @@ class Pipeline:
             raise Overloaded(
                 "The gateway is shutting down.", code="draining", reason=Reason.GATEWAY_DRAIN, retry_after=5
             )
-        return admit.build_call(endpoint, admit.parse(raw), len(raw), record.request_id, principal, client)
+        body, rules = admit.parse(raw), self._snapshots.current
+        call = admit.build_call(endpoint, body, len(raw), record.request_id, principal, client, rules, self._own_secret)
+        record.user = call.client.user
+        return call
 
     async def _dispatch(self, call: Call, scope: Scope, record: Record, reply: Reply) -> None:
         """Serves the call from its plan; from another one for the same version of an adapter, if that turns out to be
@@ -220,13 +229,16 @@ def _ended(reason: Reason) -> GatewayError:
     return UpstreamFault(message, reason=reason, retryable=False, status=504, should_retry=False)
 
 
-def client_of(headers: Mapping[bytes, bytes]) -> Client:
-    """What the headers say of the program that asks (names lower-case).
+def client_of(headers: Mapping[bytes, bytes], standing: Standing = NOBODY, team: str = "") -> Client:
+    """What the headers say of the program that asks (names lower-case), and who is behind it.  `team`: the key's.
 
     Open WebUI sends `x-openwebui-*` headers: https://docs.openwebui.com, `ENABLE_FORWARD_USER_INFO_HEADERS` and a
     connection's custom headers.
     """
     task = headers.get(b"x-openwebui-task", b"").decode("latin-1")[:64]
     chat = headers.get(b"x-openwebui-chat-id", b"").decode("latin-1")[:128]
-    openwebui = any(name.startswith(b"x-openwebui-") for name in headers)
-    return Client(openwebui=openwebui, task=task, chat=chat)
+    openwebui = b"\nx-openwebui-" in b"\n".join((b"", *headers))  # no name holds a line break
+    return Client(
+        openwebui, task, chat, standing.user, standing.verified, standing.roles, standing.team or team,
+        standing.rights, standing.bounds,
+    )  # fmt: skip

@@ -120,7 +120,7 @@ class Planner:
 def _plan(snapshot: Snapshot, call: Call, version: str | None) -> Plan:
     if version is not None:
         return plan_again(snapshot, call.model, version)
-    return plan(snapshot, call.model, call.client.task, call.sticky, call.principal)
+    return plan(snapshot, call.model, call.client.task, call.sticky, call.principal, call.client.bounds)
 
 
 def _unavailable(call: Call, planned: Plan) -> Overloaded:

@@ -240,3 +240,13 @@ def model_not_found(model: str) -> NotFound:
         code="model_not_found",
         param="model",
     )
+
+
+def model_not_for(model: str, whose: str) -> Forbidden:
+    """For somebody whose key may use the model, and who may not."""
+    return Forbidden(
+        f"You may not use the model '{model[:200]}': it is not among those that {whose} may use. "
+        "Choose another one, or ask whoever runs this gateway.",
+        code="model_not_allowed",
+        param="model",
+    )

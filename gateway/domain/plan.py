@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import blake2b
 
-from gateway.domain.errors import model_not_found
-from gateway.domain.principal import ANONYMOUS, Principal
+from gateway.domain.errors import model_not_for, model_not_found
+from gateway.domain.people import Bound
+from gateway.domain.principal import ANONYMOUS, Principal, permits
 from gateway.domain.snapshot import Readiness, Route, Snapshot, Split, Target
 
 
@@ -19,20 +20,36 @@ class Plan:
     waiting: tuple[Target, ...] = ()
 
 
-def plan(snapshot: Snapshot, model: str, task: str = "", sticky: str = "", principal: Principal = ANONYMOUS) -> Plan:
+def plan(
+    snapshot: Snapshot,
+    model: str,
+    task: str = "",
+    sticky: str = "",
+    principal: Principal = ANONYMOUS,
+    bounds: tuple[Bound, ...] = (),
+) -> Plan:
     """The plan for a public model name, for one who is known by `sticky` where the name's traffic is split.
 
     `task` is Open WebUI's background task, which may have a model of its own: that one answers while it can, and nobody
-    waits for it.  Raises NotFound for a name that no route has or that the principal may not use.
+    waits for it.  `bounds`: what the person behind the key may use.  Raises NotFound for a name that no route has or
+    that does not exist for the principal, Forbidden for one that is out of bounds.
     """
     route = snapshot.routes.get(model)
-    if route is None or not principal.may_use(model):
+    if route is None or not snapshot.people.admits(principal, model):
         raise model_not_found(model)
-    if task and (substitute := _for_task(snapshot, task, principal)) is not None:
+    within(bounds, model)
+    if task and (substitute := _for_task(snapshot, task, principal, bounds)) is not None:
         planned = _plan(substitute, sticky)
         if planned.targets:
             return planned
     return _plan(route, sticky)
+
+
+def within(bounds: tuple[Bound, ...], model: str) -> None:
+    """Raises Forbidden, which says whose bound it is, for a model that is out of bounds."""
+    for bound in bounds:
+        if not permits(bound.models, model):
+            raise model_not_for(model, bound.whose)
 
 
 def plan_again(snapshot: Snapshot, model: str, adapter: str) -> Plan:
@@ -80,6 +97,8 @@ def _everywhere(route: Route) -> tuple[Target, ...]:
     return (*route.targets, *(target for variant in variants for target in variant.targets))
 
 
-def _for_task(snapshot: Snapshot, task: str, principal: Principal) -> Route | None:
+def _for_task(snapshot: Snapshot, task: str, principal: Principal, bounds: tuple[Bound, ...]) -> Route | None:
     model = snapshot.task_models.get(task) or snapshot.task_models.get("*")
-    return None if model is None or not principal.may_use(model) else snapshot.routes.get(model)
+    if model is None or not snapshot.people.admits(principal, model):
+        return None
+    return snapshot.routes.get(model) if all(permits(bound.models, model) for bound in bounds) else None

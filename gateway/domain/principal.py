@@ -21,10 +21,11 @@ ADAPTERS_RIGHT = "adapters"
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A caller that was let in.  `allow`: which privileged parameters it may send, and further rights.
-    `models`: patterns (`*`, `?`, `[…]`; case counts) of the names that exist for it.
+    `models`: patterns of the names that exist for it (see `permits`).
 
-    `key`: the id of its key, "" for none; `rotation`: how often that had been rotated when the secret was made that it
-    showed.  `endpoints`: paths of the inference endpoints that it may use, None for all.  `expires`: Unix seconds from
+    `key`: the id of its key, `team`: that which it belongs to, "" for none.  `users_required`: it stands for people,
+    and each request must say for whom.  `rotation`: how often that key had been rotated when the secret was made that
+    it showed.  `endpoints`: paths of the inference endpoints that it may use, None for all.  `expires`: Unix seconds from
     which on it is not let in.  `metadata` is the operator's.
     """
 
@@ -39,13 +40,11 @@ class Principal:
     budgets: tuple[Budget, ...] = ()
     metadata: Mapping[str, str] = field(default_factory=lambda: _EMPTY, hash=False)
     rotation: int = 0
+    users_required: bool = False
 
     def may_use(self, model: str) -> bool:
-        """Whether the name exists for this caller.  Whoever may use an adapter may ask for each of its versions."""
-        return any(
-            pattern == "*" or fnmatchcase(model, pattern) or fnmatchcase(model.partition("@")[0], pattern)
-            for pattern in self.models
-        )
+        """Whether the key itself lets it use the name."""
+        return permits(self.models, model)
 
     def may_call(self, endpoint: str) -> bool:
         """Whether this inference endpoint, by its path, is open to this caller."""
@@ -53,3 +52,12 @@ class Principal:
 
 
 ANONYMOUS = Principal("anonymous")
+
+
+def permits(patterns: tuple[str, ...], model: str) -> bool:
+    """Whether one of the patterns (`*`, `?`, `[…]`; case counts) fits the name.  Whoever may use an adapter may ask
+    for each of its versions."""
+    return any(
+        pattern == "*" or fnmatchcase(model, pattern) or fnmatchcase(model.partition("@")[0], pattern)
+        for pattern in patterns
+    )

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.domain.keys import UNPEPPERED, Pepper
+from gateway.domain.people import People
 from gateway.domain.principal import Principal
 from gateway.domain.secret import Secret
 
@@ -150,7 +151,7 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """Everything that serving a request needs.
+    """Everything that serving a request needs.  `people`: who may be behind a key.
 
     `keys`: digest of a key by `pepper` → who it is; `admin_key`: the digest of that one.  `cards`: public model name →
     its object in `/v1/models`, as JSON bytes, in the order of the list.  `task_models`: Open WebUI's task name (or "*")
@@ -166,6 +167,7 @@ class Snapshot:
     admin_key: bytes | None = None
     pepper: Pepper = UNPEPPERED
     task_models: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    people: People = field(default_factory=People)
 
     @property
     def ready(self) -> bool:

@@ -218,7 +218,9 @@ def test_the_example_of_the_environment_is_complete() -> None:
     assert set(example()) == used | {"COMPOSE_PROFILES"}
 
 
-@pytest.mark.parametrize("key", ["GATEWAY_ADMIN_KEY", "OPENWEBUI_KEY", "ENGINE_KEY", "WEBUI_SECRET_KEY"])
+@pytest.mark.parametrize(
+    "key", ["GATEWAY_ADMIN_KEY", "OPENWEBUI_KEY", "ENGINE_KEY", "WEBUI_SECRET_KEY", "OWUI_JWT_SECRET"]
+)
 def test_compose_refuses_to_start_without_a_key(key: str) -> None:
     with pytest.raises(LookupError, match=key):
         composed({**filled(), key: example()[key]})
@@ -327,14 +329,23 @@ def test_open_webui_speaks_to_nobody_but_the_gateway(stack: dict[str, Any]) -> N
     assert json.loads(given["OPENAI_API_CONFIGS"])["0"]["headers"]["X-OpenWebUI-Task"] == "{{TASK}}"
 
 
-def test_the_buttons_of_open_webui_work_and_only_its_key_may_press_them(
+def test_the_buttons_of_open_webui_work_and_only_its_admins_may_press_them(
     stack: dict[str, Any], gateway_config: Config
 ) -> None:
     given = stack["services"]["open-webui"]["environment"]
     assert json.loads(given["OPENAI_API_CONFIGS"])["0"]["provider"] == "llama.cpp"
     assert "ENABLE_OPENAI_API_PASSTHROUGH" not in given  # it would let every user reach the routes of the buttons
-    pressing = [key.key.reveal() for key in gateway_config.auth.keys if ADAPTERS_RIGHT in key.allow]
-    assert pressing == [given["OPENAI_API_KEYS"]]
+    assert gateway_config.users.roles == {"admin": (ADAPTERS_RIGHT,)}
+    assert not any(key.allow for key in gateway_config.auth.keys)
+
+
+def test_the_gateway_verifies_who_open_webui_says_asks(stack: dict[str, Any], gateway_config: Config) -> None:
+    given = stack["services"]["open-webui"]["environment"]
+    assert given["ENABLE_FORWARD_USER_INFO_HEADERS"] == "true"
+    secret = gateway_config.users.openwebui.jwt_secret
+    assert secret is not None
+    assert secret.reveal() == given["FORWARD_USER_INFO_HEADER_JWT_SECRET"]
+    assert not gateway_config.users.trusted_headers
 
 
 def test_prometheus_reads_the_gateways_metrics_with_the_admin_key(stack: dict[str, Any]) -> None:

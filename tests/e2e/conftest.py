@@ -13,7 +13,8 @@ from tests.e2e.browser import FLAGS, chromium
 from tests.e2e.open_webui import OpenWebUI, open_webui
 from tests.e2e.person import Person
 from tests.gateway import AUTH, CLIENT_KEY, ROOT
-from tests.real import BASE, LLAMA, PIRATE, Served, served
+from tests.people import SECRET
+from tests.real import BASE, JSON, LLAMA, PIRATE, Served, served
 
 PATIENCE = 60_000  # milliseconds for anything to appear; an answer of the small model takes 2,000 on idle cores
 FAILURES = ROOT / "var" / "e2e"
@@ -39,7 +40,8 @@ def pytest_runtest_makereport(item: pytest.Function) -> Generator[None, pytest.T
 @pytest.fixture(scope="package")
 def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """The real engines, with what the gateway can do for Open WebUI turned on: names, prices, a model for the
-    background tasks, buttons for adapters; and few places, so that one can be seen to wait."""
+    background tasks, buttons for adapters, users that are told apart; and few places, so that one can be seen to
+    wait."""
     local = {
         "concurrency": {"limit": 2, "queue": 1, "queue_timeout": 60},
         "parameters": {"set": {"temperature": 0}},
@@ -50,8 +52,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     }
     third = {"overrides": {LLAMA: {"name": "Small helper", "parameters": {"set": {"max_tokens": 32}}}}}
     sections = {
-        "auth": {**AUTH, "keys": [{"name": "openwebui", "key": CLIENT_KEY, "allow": ["adapters"]}]},
+        "auth": {**AUTH, "keys": [{"name": "openwebui", "key": CLIENT_KEY}]},
         "openwebui": {"tasks": {"*": LLAMA}},
+        "users": {
+            "openwebui": {"jwt_secret": SECRET},
+            "roles": {"admin": ["adapters"]},
+            "models": {"user": [BASE, PIRATE, JSON]},
+        },
     }
     with served(tmp_path_factory.mktemp("real"), local, third, sections) as running:
         yield running
@@ -61,6 +68,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 def webui(real: Served, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenWebUI]:
     """Open WebUI with an empty database."""
     settings = {"OPENWEBUI_KEY": real.gateway.key, "MODEL_NAME": BASE, "DEFAULT_USER_ROLE": "user"}
+    settings["OWUI_JWT_SECRET"] = SECRET
     with open_webui(tmp_path_factory.mktemp("open-webui"), real.gateway.url, settings) as running:
         yield running
 

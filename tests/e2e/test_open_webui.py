@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ import httpx2
 import pytest
 from playwright.sync_api import expect
 
+from tests.e2e.access import accesses
 from tests.e2e.events import eventually
 from tests.e2e.person import Person
 from tests.real import BASE, JSON, LLAMA, PIRATE, Served
@@ -29,13 +29,6 @@ def engine_runs(real: Served) -> int:
 
 def waiting(real: Served) -> int:
     return int(real.metric("gateway_requests_waiting", upstream="local"))
-
-
-def accesses(real: Served) -> list[dict[str, Any]]:
-    """The gateway's access log."""
-    lines = real.gateway.log.read_text().splitlines()
-    entries = [json.loads(line) for line in lines if line.startswith("{")]
-    return [entry for entry in entries if entry["logger"] == "gateway.access"]
 
 
 @contextlib.contextmanager

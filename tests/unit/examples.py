@@ -12,7 +12,7 @@ EXAMPLES: list[str] = re.findall(r"```yaml\n(.*?)```", REFERENCE, re.DOTALL)
 def variables(text: str) -> dict[str, str]:
     """A value for each variable that the text needs, good enough for a key."""
     names = sorted(set(re.findall(r"\$\{([A-Z_]+)\}", text)))
-    return {name: f"{index:02}a3c5e7092b4d6f8{index:02}" for index, name in enumerate(names)}
+    return {name: f"{index:02}a3c5e7092b4d6f8{index:02}" * 2 for index, name in enumerate(names)}
 
 
 def example(upstream: str) -> str:

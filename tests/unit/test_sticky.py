@@ -26,6 +26,15 @@ def test_the_chat_comes_before_the_user_and_the_user_before_the_key() -> None:
     assert known_by(principal=key, user=None) == "team"
 
 
+def test_a_person_who_is_verified_comes_before_whoever_the_body_names() -> None:
+    whole = {"model": "m", "prompt": "p", "user": "u"}
+    people = [Client(user=user, verified=True) for user in ("ada", "bob", "ada")]
+    calls = [build_call(Endpoint.COMPLETIONS, whole, 0, "r", Principal("team"), person) for person in people]
+    assert [call.sticky for call in calls] == ["ada", "bob", "ada"]
+    chat = Client(chat="c", user="ada", verified=True)
+    assert build_call(Endpoint.COMPLETIONS, whole, 0, "r", Principal("team"), chat).sticky == "c"
+
+
 def test_strangers_are_not_taken_for_one_another() -> None:
     assert known_by("req_1") != known_by("req_2")
     assert known_by("req_1", Principal("anonymous")) == known_by("req_2", Principal("anonymous"))
