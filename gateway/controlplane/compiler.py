@@ -57,7 +57,10 @@ class Compiler:
         self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
         self._own_models = {model.id: model for model in config.models}
         self._keys = MappingProxyType(
-            {_digest(key.key): Principal(key.name, frozenset(key.allow), key.models) for key in config.auth.keys}
+            {
+                _digest(key.key): Principal(key.name, frozenset(key.allow), key.models, key=key.name)
+                for key in config.auth.keys
+            }
         )
         self._admin_key = None if config.auth.admin_key is None else _digest(config.auth.admin_key)
         self._task_models = MappingProxyType(dict(config.openwebui.tasks))

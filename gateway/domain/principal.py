@@ -16,11 +16,14 @@ ADAPTERS_RIGHT = "adapters"
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A caller that was let in.  `allow`: which privileged parameters it may send, and further rights.
-    `models`: patterns (`*`, `?`, `[…]`; case counts) of the names that exist for it."""
+    `models`: patterns (`*`, `?`, `[…]`; case counts) of the names that exist for it.  `key`: the id of the key that it
+    came with, "" for none; `team`: whose key that is."""
 
     name: str
     allow: frozenset[str] = frozenset()
     models: tuple[str, ...] = ("*",)
+    key: str = ""
+    team: str = ""
 
     def may_use(self, model: str) -> bool:
         """Whether the name exists for this caller.  Whoever may use an adapter may ask for each of its versions."""

@@ -162,7 +162,7 @@ def test_an_upstream_carries_what_the_file_says_of_it() -> None:
     assert dict(target.parameters.rename) == {"max_tokens": "max_completion_tokens"}
     assert dict(target.parameters.set) == {"store": False}
     assert target.price is not None
-    assert (target.price.input, target.price.output) == (2, 8)
+    assert (target.price.input, target.price.output) == (2_000_000, 8_000_000)
     assert "azure-0123456789abcdef" not in repr(snapshot)
 
 
@@ -189,7 +189,7 @@ def test_keys_are_digests() -> None:
     webui = {"name": "webui", "key": key, "allow": ["priority", "adapters"], "models": ["small", "support-*"]}
     auth = {"keys": [webui], "admin_key": "adm-0123456789abcdef"}
     snapshot = compile(config([vllm("a")], auth=auth, openwebui={"tasks": {"*": "small"}}), seen({}), 1)
-    principal = Principal("webui", frozenset({"priority", "adapters"}), ("small", "support-*"))
+    principal = Principal("webui", frozenset({"priority", "adapters"}), ("small", "support-*"), key="webui")
     assert snapshot.keys == {sha256(key.encode()).digest(): principal}
     assert snapshot.admin_key == sha256(b"adm-0123456789abcdef").digest()
     assert snapshot.auth_required
