@@ -18,6 +18,7 @@ from gateway.controlplane.config import Config
 from gateway.controlplane.ledger import Ledger, ledger_url
 from gateway.controlplane.plane import ControlPlane
 from gateway.controlplane.toolparsers import with_tool_parsers
+from gateway.controlplane.usage import Usage
 from gateway.dataplane.pipeline import Pipeline
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.errors import StorageError
@@ -52,7 +53,9 @@ class Gateway:
         )
         self._edge = Edge(
             self.pipeline,
-            pages.build(self.snapshots, self.metrics, self._plane, self.pipeline.draining, self._admin),
+            pages.build(
+                self.snapshots, self.metrics, self._plane, self.pipeline.draining, self._admin, Usage(self.ledger)
+            ),
             self.snapshots,
             self.metrics,
             RouteTable(),

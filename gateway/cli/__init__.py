@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from gateway.cli import adapters, check, explain, schema, serve, version
+from gateway.cli import adapters, check, explain, schema, serve, usage, version
 from gateway.cli.output import Failure, complain
 from gateway.controlplane.problems import ConfigError
 
@@ -22,6 +22,7 @@ app.command()(serve.serve)
 app.command()(check.check)
 app.command()(explain.explain)
 app.add_typer(adapters.app, name="adapters")
+app.command()(usage.usage)
 app.command()(schema.schema)
 app.command()(version.version)
 

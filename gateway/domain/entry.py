@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Final
+from typing import Final, Literal, get_args
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +39,8 @@ class Entry:
 
 
 #: What usage can be asked for by.
-BY: Final = ("day", "key", "team", "user", "model", "adapter", "upstream")
+By = Literal["day", "key", "team", "user", "model", "adapter", "upstream"]
+BY: Final[tuple[str, ...]] = get_args(By)
 #: What is added up: the field in a report → the field of an entry; `requests` counts them.
 SUMS: Final[Mapping[str, str]] = MappingProxyType(
     {

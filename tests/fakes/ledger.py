@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import date
+from typing import Any
 
 from gateway.domain.entry import Entry
 from gateway.domain.errors import StorageError, Unaccounted
@@ -41,3 +43,11 @@ class MemoryLedger:
             done.set_exception(Unaccounted())
             done.exception()
         return done
+
+    async def summary(self, by: str, since: date | None, until: date | None, key: str | None = None) -> list[Any]:
+        return []
+
+    async def requests(
+        self, since: date | None, until: date | None, after: str | None, limit: int
+    ) -> tuple[list[Any], bool]:
+        return [], False

@@ -24,6 +24,7 @@ from gateway.domain.principal import ADAPTERS_RIGHT, Principal
 from gateway.domain.snapshot import Route, Snapshot
 from gateway.telemetry.metrics import Metrics
 from tests.fakes.adapter_admin import MemoryAdapters
+from tests.fakes.ledger import MemoryLedger
 
 ADMIN_KEY = "sk-admin-90b7e6a3f1c24d58"
 KEYS = {
@@ -87,7 +88,7 @@ async def administered(folder: Path, limits: EdgeLimits = LIMITS) -> AsyncIterat
     uploads = folder / "uploads"
     uploads.mkdir()
     snapshots, metrics, adapters = SnapshotHolder(), Metrics(), MemoryAdapters(uploads)
-    built = pages.build(snapshots, metrics, _Nothing(), lambda: False, adapters)
+    built = pages.build(snapshots, metrics, _Nothing(), lambda: False, adapters, MemoryLedger())
     edge: Any = Edge(None, built, snapshots, metrics, RouteTable())  # type: ignore[arg-type]  # nobody asks a model
     stop = server.Stop()
     listener = server.listen("127.0.0.1", 0)

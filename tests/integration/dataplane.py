@@ -175,7 +175,9 @@ async def data_plane() -> AsyncIterator[DataPlane]:
     stop = server.Stop()
     app = Edge(
         plane.pipeline,
-        pages.build(plane.holder, plane.metrics, _Nothing(), plane.pipeline.draining, MemoryAdapters(Path())),
+        pages.build(
+            plane.holder, plane.metrics, _Nothing(), plane.pipeline.draining, MemoryAdapters(Path()), plane.ledger
+        ),
         plane.holder,
         plane.metrics,
         RouteTable(),
