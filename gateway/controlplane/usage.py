@@ -102,7 +102,7 @@ def _page(connection: Connection, since: date | None, until: date | None, after:
 
 
 def _shown(row: Any) -> Row:
-    shown = {_OUTSIDE.get(name, name): value for name, value in row.items() if name not in _HIDDEN}
+    shown = {str(_OUTSIDE.get(name, name)): value for name, value in row.items() if name not in _HIDDEN}
     return {"day": _text(row["day"]), **shown}
 
 
