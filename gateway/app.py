@@ -16,8 +16,10 @@ from gateway.api.routes import RouteTable
 from gateway.controlplane.admin import AdapterAdmin
 from gateway.controlplane.config import Config
 from gateway.controlplane.keyadmin import KeyAdmin
+from gateway.controlplane.ledger import Ledger, ledger_url
 from gateway.controlplane.plane import ControlPlane
 from gateway.controlplane.toolparsers import with_tool_parsers
+from gateway.controlplane.usage import Usage
 from gateway.dataplane.pipeline import Pipeline
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.errors import StorageError
@@ -39,11 +41,13 @@ class Gateway:
         self._plane = ControlPlane(
             config, environ, publish=self.snapshots.publish, traffic=self._upstreams, metrics=self.metrics
         )
+        self.ledger = Ledger(ledger_url(config.storage.url))
         self._admin = AdapterAdmin(self._plane, config)
         self.pipeline = Pipeline(
             self.snapshots,
             self._upstreams,
             self.metrics,
+            self.ledger,
             suspect=self._plane.suspect,
             demand=self._plane.demand,
             max_body=config.server.max_body_mib << 20,
@@ -58,6 +62,7 @@ class Gateway:
                 self._admin,
                 KeyAdmin(self._plane, self.pipeline),
                 self._plane.audit,
+                Usage(self.ledger),
             ),
             self.snapshots,
             self.metrics,
@@ -65,11 +70,22 @@ class Gateway:
             config.server.trusted_proxies,
         )
         self.metrics.watch(self._upstreams.occupancy)
+        self.metrics.watch_ledger(lambda: self.ledger.trouble is None, lambda: self.ledger.depth)
 
     async def serve(self, listener: socket.socket, stop: server.Stop, on_listening: Callable[[str, int], None]) -> None:
-        """Serves until `stop` is asked.  Routing stops before engines do."""
-        await self._admin.start()
-        await self._plane.start()
+        """Serves until `stop` is asked.  Routing stops before engines do, and the ledger last.  Raises StorageError."""
+        await self.ledger.start()
+        try:
+            self.metrics.recovered(self.ledger.recovered)
+            await self._admin.start()
+            await self._plane.start()
+            await self._serve(listener, stop, on_listening)
+        finally:
+            await self.ledger.close()
+
+    async def _serve(
+        self, listener: socket.socket, stop: server.Stop, on_listening: Callable[[str, int], None]
+    ) -> None:
         await server.serve(
             cast(Any, self._edge),
             listener,

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from adapters.sources.folder import NAME
 from adapters.sources.source import SourceError, parse_source
+from gateway.domain.entry import BY, By
 from gateway.domain.errors import InvalidRequest, TooLarge, UnsupportedMediaType
 
 MAX_BYTES = 64 * 1024
 VERSION = re.compile(r"[0-9a-f]{12,64}", re.ASCII)
+_DAY = re.compile(r"\d{4}-\d{2}-\d{2}", re.ASCII)
+
+
+def _day(value: object) -> object:
+    """Only one way to write a day; pydantic knows several, numbers of seconds among them."""
+    if isinstance(value, str) and _DAY.fullmatch(value) is None:
+        raise ValueError("a day is YYYY-MM-DD")
+    return value
+
 
 Name = Annotated[
     str, Field(pattern=f"^{NAME.pattern}$", description="a-z, 0-9, '.', '_' and '-', at most 64; no sign first.")
@@ -34,6 +45,7 @@ Source = Annotated[
 ]
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"]
 Right = Literal["adapters", "chat_template", "kv_transfer_params", "priority", "request_id"]
+Day = Annotated[date, BeforeValidator(_day)]
 Upstreams = Annotated[tuple[Name, ...], Field(min_length=1, max_length=256)]
 
 
@@ -70,6 +82,31 @@ class NewVersion(Settings):
     source: Source
     digest: Annotated[str, Field(pattern="^[0-9a-f]{64}$", description="SHA-256 of the file at a URL.")] | None = None
     promote: bool = Field(default=False, description="The name moves to this version as soon as it is Ready.")
+
+
+class Window(Body):
+    """Days, in a query."""
+
+    model_config = ConfigDict(strict=False)
+
+    since: Day | None = Field(default=None, description="The first day, in UTC: YYYY-MM-DD.")
+    until: Day | None = Field(default=None, description="The last day, in UTC: YYYY-MM-DD.")
+    format: Literal["json", "csv"] = Field(default="json", description="json or csv.")
+
+
+class Report(Window):
+    """A report of what was used."""
+
+    by: By = Field(default="day", description=f"One of {', '.join(BY)}.")
+
+
+class RequestsPage(Window):
+    """A page of single requests."""
+
+    after: str | None = Field(
+        default=None, max_length=64, description="The request_id of the last row of the page before."
+    )
+    limit: int = Field(default=1000, ge=1, le=1000, description="1 to 1000 rows.")
 
 
 class Chosen(Body):

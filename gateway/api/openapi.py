@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gateway.api import bodies
+from gateway.domain.entry import BY, SUMS
+
 Document = dict[str, Any]
 
 _NULLABLE_NUMBER = {"type": ["number", "null"]}
 _NULLABLE_BOOLEAN = {"type": ["boolean", "null"]}
 _COUNT = {"type": ["integer", "null"], "minimum": 1, "maximum": 2**31 - 1}
 _MODEL = {"type": "string", "minLength": 1, "maxLength": 256, "description": "A name from GET /v1/models."}
+_COUNTS = {name: {"type": "integer", "minimum": 0} for name in ("requests", *SUMS)}
 _STREAMING = {
     "stream": _NULLABLE_BOOLEAN,
     "stream_options": {"type": ["object", "null"], "properties": {"include_usage": {"type": "boolean"}}},
@@ -120,6 +124,24 @@ SCHEMAS: Document = {
     "ModelChoice": {"type": "object", "required": ["model"], "properties": {"model": _MODEL}},
     "Success": {"type": "object", "required": ["success"], "properties": {"success": {"const": True}}},
     "Answer": {"type": "object"},
+    "Usage": {
+        "type": "object",
+        "required": ["object", "by", "data", "total"],
+        "properties": {
+            "object": {"const": "list"},
+            "by": {"type": "string", "enum": list(BY)},
+            "data": {
+                "type": "array",
+                "items": {
+                    "type": "object",
+                    "description": "With the value of `by` under its name, and for a key its `name`.",
+                    "required": ["requests", *SUMS],
+                    "properties": _COUNTS,
+                },
+            },
+            "total": {"type": "object", "required": ["requests", *SUMS], "properties": _COUNTS},
+        },
+    },
     "Status": {"type": "object", "required": ["status"], "properties": {"status": {"type": "string"}}},
     "Rows": list_of({"type": "object"}),
 }
@@ -183,6 +205,28 @@ def in_path(name: str, schema: Document) -> Document:
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
+def in_query(model: type[bodies.Body]) -> list[Document]:
+    """A model's fields as parameters of the query."""
+    fields: Document = model.model_json_schema()["properties"]
+    return [
+        {"name": name, "in": "query", "schema": _without_null(schema), "style": "form", "explode": False}
+        for name, schema in fields.items()
+    ]
+
+
+def _without_null(schema: Document) -> Document:
+    """A query has no null: what is not there is not given."""
+    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
+    return {**kinds[0], "description": schema.get("description", "")} if kinds else schema
+
+
+def report(summary: str, query: type[bodies.Window] = bodies.Report, schema: str = "Usage") -> Document:
+    """A route that answers out of the ledger, in JSON or CSV."""
+    described = operation(summary, {200: schema}, 400, 401, 403, 507, parameters=in_query(query))
+    described["responses"]["200"]["content"]["text/csv"] = {"schema": {"type": "string"}}
+    return {"get": described}
+
+
 def _post(summary: str, request: str, stream: bool) -> Document:
     described = operation(
         summary, {200: "Answer"}, 400, 401, 403, 404, 413, 415, 422, 429, 500, 502, 503, 504, body=request
@@ -244,6 +288,7 @@ def inference(version: str) -> Document:
                     "Eject an adapter until it is asked for.", {200: "Success"}, *managed, body="ModelChoice"
                 )
             },
+            "/v1/usage/me": report("What this key has used and what it cost."),
             "/livez": _open("Whether the process is alive.", 200),
             "/readyz": _open("Whether a model can be served.", 200, 503),
         },

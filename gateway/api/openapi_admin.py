@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from gateway.api import bodies
-from gateway.api.openapi import SCHEMAS, Document, content, document, in_path, list_of, operation
+from gateway.api.openapi import SCHEMAS, Document, content, document, in_path, in_query, list_of, operation, report
+from gateway.domain.errors import Reason
 
 _TEXT = {"type": "string"}
 _WHOLE = {"type": "integer", "minimum": 0}
@@ -119,15 +118,33 @@ def _part_of(rows: Document) -> Document:
     }
 
 
+_REQUEST = _object(
+    day={"type": "string", "format": "date", "description": "On which it ended, in UTC."},
+    request_id=_TEXT,
+    started_us={"type": "integer", "description": "Unix time in microseconds."},
+    **dict.fromkeys(("endpoint", "model", "adapter", "upstream", "key", "key_name", "team", "user", "task"), _TEXT),
+    attempts=_WHOLE,
+    status=_WHOLE,
+    reason={"type": "string", "enum": [reason.value for reason in Reason]},
+    **dict.fromkeys(("prompt_tokens", "completion_tokens", "cached_tokens", "reasoning_tokens"), _WHOLE),
+    estimated={"type": "boolean", "description": "The gateway counted the tokens, because the upstream did not."},
+    cost_micros={"type": "integer", "description": "Millionths of the currency of the prices."},
+    price={"type": "string", "description": "What it was computed with, for a million tokens."},
+    first_byte_us=_COUNTED,
+    duration_us=_WHOLE,
+)
+
+
 def _schemas() -> Document:
     sent = (bodies.NewVersion, bodies.Settings, bodies.Chosen, bodies.Choice, bodies.Share,
             bodies.CreateKey, bodies.KeySettings, bodies.Rotation)  # fmt: skip
     return {
-        **{name: SCHEMAS[name] for name in ("Error", "Answer", "Rows")},
+        **{name: SCHEMAS[name] for name in ("Error", "Answer", "Rows", "Usage")},
         **{model.__name__: model.model_json_schema() for model in sent},
         "AdapterVersion": _ROW,
         "AdapterVersions": list_of({"$ref": "#/components/schemas/AdapterVersion"}),
         "Adapter": _ADAPTER,
+        "UsageRequests": _part_of(_REQUEST),
         "Import": _IMPORT,
         "Key": _KEY,
         "KeyWithSecret": _NEW_KEY,
@@ -138,21 +155,6 @@ def _schemas() -> Document:
             "anyOf": [{"$ref": "#/components/schemas/Adapter"}, {"$ref": "#/components/schemas/Deleted"}]
         },
     }
-
-
-def _options(model: type[bodies.Body]) -> list[Document]:
-    """A model's fields as parameters of the query."""
-    fields: dict[str, Any] = model.model_json_schema()["properties"]
-    return [
-        {"name": name, "in": "query", "schema": _without_null(schema), "style": "form", "explode": False}
-        for name, schema in fields.items()
-    ]
-
-
-def _without_null(schema: Document) -> Document:
-    """A query has no null: what is not there is not given."""
-    kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
-    return {**kinds[0], "description": schema.get("description", "")} if kinds else schema
 
 
 def administration(version: str) -> Document:
@@ -175,7 +177,7 @@ def administration(version: str) -> Document:
         {202: "Import"},
         *sent,
         503,
-        parameters=[name, *_options(bodies.Upload)],
+        parameters=[name, *in_query(bodies.Upload)],
     )
     archive["requestBody"] = {"required": True, "content": {"application/octet-stream": {}}}
     promote = move("Point the name to a version.", "Chosen")
@@ -191,9 +193,9 @@ def administration(version: str) -> Document:
         {
             "/admin/v1/upstreams": get("The upstreams and their state.", "Rows", *key),
             "/admin/v1/config": get("The configuration in force, without secrets.", "Answer", *key),
-            "/admin/v1/audit": get("What was done.", "AuditRows", 400, *key, 507, parameters=(*_options(bodies.Span),)),
+            "/admin/v1/audit": get("What was done.", "AuditRows", 400, *key, 507, parameters=(*in_query(bodies.Span),)),
             "/admin/v1/keys": {
-                **get("The keys.", "KeyRows", 400, *key, parameters=(*_options(bodies.Keys),)),
+                **get("The keys.", "KeyRows", 400, *key, parameters=(*in_query(bodies.Keys),)),
                 "post": operation("Make a key.", {201: "KeyWithSecret"}, *sent, body="CreateKey"),
             },
             "/admin/v1/keys/{id}": {
@@ -211,6 +213,8 @@ def administration(version: str) -> Document:
                     parameters=[id],
                 )
             },
+            "/admin/v1/usage": report("What was used and what it cost."),
+            "/admin/v1/usage/requests": report("Single requests, for billing.", bodies.RequestsPage, "UsageRequests"),
             "/admin/v1/adapters": {
                 **get("The versions of all adapters.", "AdapterVersions", *key),
                 "post": operation("Import a source.", {202: "Import"}, *sent, 503, body="NewVersion"),

@@ -11,7 +11,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
-from gateway.api import adapters, answers, audit, keys, llamacpp, openapi, openapi_admin
+from gateway.api import adapters, answers, audit, keys, llamacpp, openapi, openapi_admin, usage
 from gateway.api.auth import authorise
 from gateway.api.routes import Access
 from gateway.dataplane.upstreams import SnapshotHolder
@@ -37,6 +37,7 @@ def build(
     admin: adapters.AdapterAdmin,
     key_admin: keys.KeyAdmin,
     log: audit.Audit,
+    ledger: usage.Usage,
 ) -> FastAPI:
     """The FastAPI application.  Access was decided before it is called (api/routes.py)."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -78,14 +79,23 @@ def build(
 
     @app.get("/readyz")
     async def readyz(request: Request) -> Response:
-        snapshot = snapshots.current
-        ready = snapshot.ready and not draining()
-        page: dict[str, Any] = {"status": "draining" if draining() else "ready" if ready else "starting"}
+        trouble = ledger.trouble
+        if draining():
+            status = "draining"
+        elif trouble is not None:
+            status = "degraded"
+        else:
+            status = "ready" if snapshots.current.ready else "starting"
+        ready = status == "ready"
+        page: dict[str, Any] = {"status": status}
         if _may_observe(request, snapshots):
             page["upstreams"] = [
                 {key: row.get(key) for key in ("name", "kind", "state", "message")}
                 for row in administration.upstreams()
             ]
+            page["ledger"] = {"state": "ok", "message": ""}
+            if trouble is not None:
+                page["ledger"] = {"state": "degraded", "message": trouble.message}
         return answers.raw(orjson.dumps(page), 200 if ready else 503, {} if ready else {"retry-after": "2"})
 
     @app.get("/metrics")
@@ -111,6 +121,7 @@ def build(
 
     keys.routes(app, key_admin, log)
     audit.routes(app, log)
+    usage.routes(app, ledger)
     adapters.routes(app, admin, log)
     llamacpp.routes(app, snapshots, admin, log)
     return app

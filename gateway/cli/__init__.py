@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from gateway.cli import adapters, audit, check, explain, keys, schema, serve, version
+from gateway.cli import adapters, audit, check, explain, keys, schema, serve, usage, version
 from gateway.cli.output import Failure, complain
 from gateway.controlplane.problems import ConfigError
 
@@ -24,6 +24,7 @@ app.command()(explain.explain)
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(keys.app, name="keys")
 app.add_typer(audit.app, name="audit")
+app.command()(usage.usage)
 app.command()(schema.schema)
 app.command()(version.version)
 

@@ -249,6 +249,8 @@ class Price(Section):
     """For a million prompt tokens."""
     output: Annotated[float, Field(ge=0, le=1_000_000), values.NUMERIC]
     """For a million completion tokens."""
+    cached: Annotated[float, Field(ge=0, le=1_000_000), values.NUMERIC] | None = None
+    """For a million prompt tokens that the upstream had in its cache, where it says how many; null: as the others."""
 
 
 class Description(Section):

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 from gateway.controlplane.cards import Facts, described, facts_of
 from gateway.controlplane.config import Description, UpstreamSettings
 from gateway.controlplane.observed import AdapterStatus, Phase, UpstreamState
+from gateway.domain import money
 from gateway.domain.listing import ListedModel
-from gateway.domain.snapshot import Price, Readiness, Target
+from gateway.domain.snapshot import Readiness, Target
 
 _TOOLS_ARGUMENT = "--enable-auto-tool-choice"  # without it vLLM 0.32 answers 400 to a request with tools
 
@@ -199,6 +200,6 @@ def _readiness(upstream: UpstreamSettings, scene: Scene) -> tuple[Readiness, str
             return Readiness.DOWN, f"the engine '{upstream.name}' has failed, the operator must look at it"
 
 
-def price_of(by: Description | None) -> Price | None:
+def price_of(by: Description | None) -> money.Price | None:
     """What the file says a model costs."""
-    return None if by is None or by.price is None else Price(by.price.input, by.price.output)
+    return None if by is None or by.price is None else money.price(by.price.input, by.price.output, by.price.cached)

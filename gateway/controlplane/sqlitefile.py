@@ -13,7 +13,7 @@ import socket
 import sqlite3
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from sqlalchemy import Connection, NullPool, create_engine, event
 from sqlalchemy.exc import DBAPIError
@@ -66,10 +66,11 @@ class SQLiteFile:
             raise _cannot_open(path, error) from error
         return cls(path, lock)
 
-    def connect(self) -> Connection:
-        """The connection, for the calling thread: a commit is on the disk when it returns, and a transaction holds all
-        that happens in it, changes of the schema included.  Raises StorageError."""
-        engine = create_engine("sqlite+pysqlite://", creator=self._connect, poolclass=NullPool)
+    def connect(self, synchronous: Literal["FULL", "NORMAL"] = "FULL") -> Connection:
+        """The connection, for the calling thread: a transaction holds all that happens in it, changes of the schema
+        included.  A commit is on the disk when it returns; with NORMAL it is the kernel's then, which survives the end
+        of this process, and on the disk after the next checkpoint.  Raises StorageError."""
+        engine = create_engine("sqlite+pysqlite://", creator=lambda: self._connect(synchronous), poolclass=NullPool)
         # Left alone, Python's driver begins no transaction before it sees an INSERT, UPDATE or DELETE.
         event.listen(engine, "begin", lambda connection: connection.exec_driver_sql("BEGIN IMMEDIATE"))
         try:
@@ -77,14 +78,14 @@ class SQLiteFile:
         except DBAPIError as error:
             raise self.explain(error) or error from error
 
-    def explain(self, error: DBAPIError) -> StorageError | None:
+    def explain(self, error: DBAPIError | sqlite3.Error) -> StorageError | None:
         """What a person needs to know of an error; None when the fault is the code's."""
         if (code := _code(error)) not in _SENTENCES:
             return None
         what, remedy = _SENTENCES[code]
-        return StorageError(f"{self.path}: {what} ({error.orig}): {remedy}")
+        return StorageError(f"{self.path}: {what} ({_origin(error)}): {remedy}")
 
-    def lasting(self, error: DBAPIError) -> bool:
+    def lasting(self, error: DBAPIError | sqlite3.Error) -> bool:
         """Whether the file must not be trusted any more before it was opened anew: after a failed fsync the kernel may
         take for written what never was."""
         return _code(error) in _LASTING
@@ -93,7 +94,7 @@ class SQLiteFile:
         """Another gateway may take the file; nobody is connected any more."""
         os.close(self._lock)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, synchronous: str) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, timeout=_BUSY, isolation_level=None, cached_statements=256)
         try:
             tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
@@ -102,7 +103,7 @@ class SQLiteFile:
             (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
             if mode != "wal":
                 raise StorageError(f"{self.path}: its file system has no shared memory: give storage.url a local disk")
-            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA synchronous = {synchronous}")
             connection.execute("PRAGMA foreign_keys = ON")
             connection.execute(f"PRAGMA journal_size_limit = {_WAL_LIMIT}")
         except BaseException:
@@ -137,9 +138,14 @@ def _cannot_open(path: Path, error: OSError) -> StorageError:
     )
 
 
-def _code(error: DBAPIError) -> int:
+def _origin(error: DBAPIError | sqlite3.Error) -> BaseException | None:
+    """The driver's own error."""
+    return error.orig if isinstance(error, DBAPIError) else error
+
+
+def _code(error: DBAPIError | sqlite3.Error) -> int:
     """SQLite's primary result code: the low byte of the extended one; 0 when it was not SQLite that failed."""
-    return int(getattr(error.orig, "sqlite_errorcode", 0)) & 0xFF
+    return int(getattr(_origin(error), "sqlite_errorcode", 0)) & 0xFF
 
 
 def _sync(folder: Path) -> None:

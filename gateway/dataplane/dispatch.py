@@ -113,6 +113,7 @@ class Attempt:
     async def _relay(self, connection: Connection, request: UpstreamRequest) -> None:
         decoder = self._backend.decoder(self._call, self._target)
         record, reply, scope, timeouts = self._record, self._reply, self._scope, self._upstream.timeouts
+        record.progress = decoder
         try:
             while not decoder.finished:
                 data = await connection.read()
@@ -127,6 +128,7 @@ class Attempt:
                     if not reply.committed:
                         record.first_byte = now
                         record.status = 200
+                        await record.opened()
                         await reply.stream(self._headers(request))
                     record.last_byte = now
                     await reply.event(out)
@@ -143,8 +145,9 @@ class Attempt:
             raise
         usage = self._usage(decoder)
         record.status = 200
-        scope.client_turn()
-        record.settle(Reason.COMPLETED, self._metrics, scope.phase)
+        scope.close()
+        record.settle(Reason.COMPLETED, scope.phase)
+        await record.accounted()
         await reply.stream(self._headers(request))
         await reply.event(decoder.tail(usage, display_extras(self._call, self._target, record, usage)), more=False)
 
@@ -174,7 +177,9 @@ class Attempt:
         record.first_byte = record.last_byte = time.monotonic()
         record.usage = answer.usage or estimate(self._call, answer_tokens(self._call, answer.body))
         record.status = 200
-        record.settle(Reason.COMPLETED, self._metrics, self._scope.phase)
+        self._scope.close()
+        record.settle(Reason.COMPLETED, self._scope.phase)
+        await record.accounted()
         await self._reply.whole(200, answer.body, self._headers(request))
 
     async def _refused(self, connection: Connection) -> UpstreamFault:

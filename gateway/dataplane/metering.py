@@ -1,14 +1,18 @@
-"""What a request used and how it ended: collected while it runs, told once when it is settled."""
+"""What a request used and how it ended: collected while it runs, accounted for once when it is settled."""
 
 from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from gateway.domain.call import Call, Endpoint
-from gateway.domain.errors import Reason
+from gateway.domain.entry import Entry
+from gateway.domain.errors import GatewayError, Reason
+from gateway.domain.money import MILLION, Price
+from gateway.domain.principal import Principal
 from gateway.domain.snapshot import Target
 from gateway.domain.usage import Usage
 from gateway.telemetry.metrics import Metrics
@@ -16,36 +20,94 @@ from gateway.telemetry.metrics import Metrics
 # For upstreams that report no usage.
 _BYTES_PER_TOKEN = 4  # English text
 _ENVELOPE = 400  # bytes of a whole answer that are not text
+_NOTHING = Usage()
 
 _access = logging.getLogger("gateway.access")
 
 
+class Ledger(Protocol):
+    """Where requests are written down.  Nothing here blocks; what is handed over is not forgotten any more, whatever
+    becomes of the task that did it."""
+
+    @property
+    def trouble(self) -> GatewayError | None:
+        """Why nothing can be written at this moment, None when it can."""
+        ...
+
+    def opened(self, entry: Entry) -> int:
+        """A request runs, and this much is known of it; said again when more is.  Returns a position for `reached`."""
+        ...
+
+    async def reached(self, position: int) -> None:
+        """Returns when everything up to there outlives a `kill -9`.  Raises Unaccounted when it cannot be written."""
+        ...
+
+    def checkpoint(self, request_id: str, completion: int) -> None:
+        """A request that runs has had so many tokens."""
+        ...
+
+    def settled(self, entry: Entry) -> Awaitable[None]:
+        """A request has ended.  Handed over by the call; what is returned ends, or raises, as `reached` does, and may
+        be left alone."""
+        ...
+
+
+class Progress(Protocol):
+    """What counts the tokens of a stream."""
+
+    @property
+    def tokens(self) -> int: ...
+
+
 @dataclass(slots=True)
 class Record:
-    """One request's account.  Owned by the task that serves it; settled exactly once."""
+    """One request's account.  Owned by the task that serves it; settled exactly once.  `at`: Unix time in nanoseconds;
+    the other times are the monotonic clock's, in seconds.  `progress`: what counts the stream that is relayed."""
 
     request_id: str
+    at: int
     endpoint: str
-    principal: str
+    principal: Principal
+    ledger: Ledger
+    metrics: Metrics
     started: float = field(default_factory=time.monotonic)
     model: str = ""
     upstream: str = ""
     adapter: str = ""
+    price: Price | None = None
     task: str = ""
     user: str = ""
     team: str = ""
     status: int = 0
     attempts: int = 0
     usage: Usage | None = None
+    progress: Progress | None = None
     first_byte: float | None = None
     last_byte: float | None = None
-    settled: bool = False
+    _position: int = 0
+    _settled: bool = False
+    _settlement: Awaitable[None] | None = None
 
     def serve_from(self, target: Target) -> None:
         """This target is tried now."""
         self.upstream = target.upstream
         self.adapter = target.adapter or ""
+        self.price = target.price
         self.attempts += 1
+
+    def open(self, call: Call) -> None:
+        """From now on the ledger knows that the request runs, and what is known of it."""
+        expected = Usage(call.size // _BYTES_PER_TOKEN, estimated=True)
+        self._position = self.ledger.opened(self._entry("", expected, 0, 0))
+
+    async def opened(self) -> None:
+        """Returns when it could not be forgotten any more: before the client is shown anything.  Raises Unaccounted."""
+        await self.ledger.reached(self._position)
+
+    def checkpoint(self) -> None:
+        """Notes how far a stream is."""
+        if self.progress is not None and self.first_byte is not None:
+            self.ledger.checkpoint(self.request_id, self.progress.tokens)
 
     def inter_token(self, usage: Usage) -> float | None:
         """Mean seconds between two tokens; None for an answer that had no two of them."""
@@ -53,26 +115,40 @@ class Record:
             return (self.last_byte - self.first_byte) / (usage.completion - 1)
         return None
 
-    def settle(self, reason: Reason, metrics: Metrics, phase: str) -> None:
-        """The terminal step.  The first call counts; the access log and the metrics then hold this request."""
-        if self.settled:
+    def cost(self, usage: Usage) -> int:
+        """Micros."""
+        return 0 if self.price is None else self.price.cost(usage)
+
+    def settle(self, reason: Reason, phase: str) -> None:
+        """The terminal step.  The first call counts; the ledger, the access log and the metrics then have this request.
+
+        A request that was refused while the ledger is in trouble, before it was opened, has no row: it used nothing,
+        and rows would pile up.  The metrics count it.
+        """
+        if self._settled:
             return
-        self.settled = True
+        self._settled = True
         now = time.monotonic()
         usage = self.usage
+        cost = 0 if usage is None else self.cost(usage)
+        if self._position or self.ledger.trouble is None:
+            duration = round((now - self.started) * MILLION)
+            self._settlement = self.ledger.settled(self._entry(reason.value, usage or _NOTHING, cost, duration))
+        else:
+            self.metrics.unaccounted()
         ttft = None if self.first_byte is None else self.first_byte - self.started
-        inter_token = None if usage is None else self.inter_token(usage)
         if reason in (Reason.CLIENT_CANCEL, Reason.SLOW_CLIENT):
-            metrics.cancelled(phase)
-        metrics.request(
+            self.metrics.cancelled(phase)
+        self.metrics.request(
             model=self.model,
             adapter=self.adapter,
             upstream=self.upstream,
             status=self.status,
             reason=reason.value,
             usage=usage,
+            cost=cost,
             ttft=ttft,
-            inter_token=inter_token,
+            inter_token=None if usage is None else self.inter_token(usage),
             duration=now - self.started,
         )
         if _access.isEnabledFor(logging.INFO):
@@ -81,11 +157,45 @@ class Record:
             fields = self._fields(reason, ttft, now)
             _access.handle(_access.makeRecord(_access.name, logging.INFO, "", 0, "%s %d %s", said, None, extra=fields))
 
+    async def accounted(self) -> None:
+        """Returns when the settlement outlives a `kill -9`: before the client is shown the end.  Raises Unaccounted."""
+        if self._settlement is not None:
+            await self._settlement
+
+    def _entry(self, reason: str, usage: Usage, cost: int, duration: int) -> Entry:
+        principal, price = self.principal, self.price
+        first_byte = None if self.first_byte is None else round((self.first_byte - self.started) * MILLION)
+        return Entry(
+            self.request_id,
+            self.at // 1000,
+            self.endpoint,
+            self.model,
+            self.adapter,
+            self.upstream,
+            principal.key,
+            principal.name,
+            self.team,
+            self.user,
+            self.task,
+            self.attempts,
+            self.status,
+            reason,
+            usage.prompt,
+            usage.completion,
+            usage.cached,
+            usage.reasoning,
+            usage.estimated,
+            cost,
+            "" if price is None else price.words,
+            first_byte,
+            duration,
+        )
+
     def _fields(self, reason: Reason, ttft: float | None, now: float) -> dict[str, Any]:
-        usage = self.usage or Usage()
+        usage = self.usage or _NOTHING
         return {
             "request_id": self.request_id,
-            "key": self.principal,
+            "key": self.principal.name,
             "team": self.team,
             "user": self.user,
             "model": self.model,
@@ -126,7 +236,6 @@ def display_extras(call: Call, target: Target, record: Record, usage: Usage) -> 
         extras["time_to_first_token_ms"] = round((record.first_byte - record.started) * 1000)
         if seconds := record.inter_token(usage):
             extras["tokens_per_second"] = round(1 / seconds, 1)
-    if target.price is not None:
-        cost = (usage.prompt * target.price.input + usage.completion * target.price.output) / 1e6
-        extras["cost"] = round(cost, 8)
+    if record.price is not None:
+        extras["cost"] = record.cost(usage) / MILLION
     return extras

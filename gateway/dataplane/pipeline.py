@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
+import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from gateway.dataplane import admit
 from gateway.dataplane.dispatch import Attempt
-from gateway.dataplane.metering import Record
+from gateway.dataplane.metering import Ledger, Record
 from gateway.dataplane.planner import Planner
 from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
 from gateway.dataplane.scope import Scope
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.call import Call, Client, Endpoint
-from gateway.domain.errors import GatewayError, Overloaded, Reason, Unauthenticated, UpstreamFault
+from gateway.domain.errors import GatewayError, Overloaded, Reason, Unaccounted, Unauthenticated, UpstreamFault
 from gateway.domain.people import NOBODY, Standing
 from gateway.domain.plan import Plan
 from gateway.domain.principal import Principal
@@ -26,6 +28,7 @@ from gateway.telemetry.metrics import Metrics
 _log = logging.getLogger("gateway.pipeline")
 _BODY_PHASE = 3600.0  # seconds; the server's own limits on a slow body come long before
 _PLANS = 3  # for one request, each but the first because its version of an adapter was not where it should be
+_NOTED_EVERY = 1.0  # seconds between two notes of how far a stream is: so much of it is lost when we are killed
 _CLIENT_CLOSED = 499  # nginx's status for a client that left before it was answered
 
 #: How a request that was ended by a time-out, a drain or the end of its key is told to its client.
@@ -41,7 +44,8 @@ class Pipeline:
     """Serves calls of the inference endpoints.
 
     `suspect` is told the name of an upstream that could not be reached or has lost a model, so that the control plane
-    looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.
+    looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.  `ledger` is
+    what a client's answer waits for, at its beginning and at its end.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class Pipeline:
         snapshots: SnapshotHolder,
         upstreams: Upstreams,
         metrics: Metrics,
+        ledger: Ledger,
         suspect: Callable[[str], None],
         demand: Callable[[str], None],
         max_body: int,
@@ -57,11 +62,13 @@ class Pipeline:
         self._planner = Planner(snapshots, upstreams, metrics, demand)
         self._upstreams = upstreams
         self._metrics = metrics
+        self._ledger = ledger
         self._suspect = suspect
         self._max_body = max_body
         self._own_secret = os.urandom(32)  # of the cache salts, where the operator gives none
-        self._live: dict[Scope, Principal] = {}
+        self._live: dict[Scope, Record] = {}
         self._draining = False
+        self._noting: asyncio.TimerHandle | None = None
 
     def draining(self) -> bool:
         """Whether the gateway is shutting down."""
@@ -79,7 +86,8 @@ class Pipeline:
     def end_key(self, key: str, kept: Collection[int]) -> None:
         """Ends what is in flight for this key, but for what was asked with a secret of these rotations.  Whoever calls
         has published the snapshot before, so that nothing more comes."""
-        for scope, principal in tuple(self._live.items()):
+        for scope, record in tuple(self._live.items()):
+            principal = record.principal
             if principal.key == key and principal.rotation not in kept:
                 scope.cancel(Reason.AUTH)
 
@@ -92,56 +100,72 @@ class Pipeline:
         send: Send,
         connection: ClientConnection,
     ) -> None:
-        """One request.  Whatever ends it, it is settled exactly once."""
+        """One request.  Whatever ends it, it is settled exactly once, and before its client is shown the end."""
+        at = time.time_ns()
         record = Record(
-            admit.new_request_id(), endpoint.value, principal.name, task=client.task, user=client.user, team=client.team
-        )
+            admit.new_request_id(at), at, endpoint.value, principal, self._ledger, self._metrics,
+            task=client.task, user=client.user, team=client.team,
+        )  # fmt: skip
         reply = Reply(send, connection, record.request_id)
         scope = Scope(total=_BODY_PHASE)
         connection.on_disconnect = lambda: scope.cancel(
             Reason.SLOW_CLIENT if connection.stalled else Reason.CLIENT_CANCEL
         )
-        self._live[scope] = principal
+        self._live[scope] = record
+        if self._noting is None:
+            self._note()
         reason = Reason.GATEWAY_CRASH
         try:
             body = await admit.read_body(receive, self._max_body)
             call = self._admit(endpoint, principal, client, body, record)
             await self._dispatch(call, scope, record, reply)
         except GatewayError as error:
-            scope.close()
-            reason, record.status = error.reason, record.status or error.status
-            await reply.fail(error)
+            reason = error.reason
+            await _fail(error, scope, record, reply)
         except admit.ClientLeft:
             reason, record.status = Reason.CLIENT_CANCEL, _CLIENT_CLOSED
         except asyncio.CancelledError:
             ended = scope.caught()
             scope.close()
             if ended is None:
+                reason = Reason.GATEWAY_DRAIN if self._draining else reason
                 raise
             reason = ended
             if reason in _ENDINGS:
-                ending = _ended(reason)
-                record.status = record.status or ending.status
-                await reply.fail(ending)
+                await _fail(_ended(reason), scope, record, reply)
             else:
                 record.status = record.status or _CLIENT_CLOSED
         except Exception:  # noqa: BLE001
             # The one boundary: a fault of our own costs one request, is told in our words and logged in full.
-            scope.close()
             _log.exception("internal error", extra={"request_id": record.request_id})
             record.status = 500
-            await reply.fail(GatewayError(f"The gateway failed to serve this request ({record.request_id})."))
+            failure = GatewayError(f"The gateway failed to serve this request ({record.request_id}).")
+            await _fail(failure, scope, record, reply)
         finally:
+            # Nothing is awaited here: a task that is cancelled on its way out has still handed its row over.
             scope.close()
             connection.on_disconnect = None
-            self._live.pop(scope, None)
-            record.settle(reason, self._metrics, scope.phase)
+            del self._live[scope]
+            record.settle(reason, scope.phase)
+
+    def _note(self) -> None:
+        """Notes how far the streams are, again and again while there is anything in flight."""
+        self._noting = None
+        for record in self._live.values():
+            record.checkpoint()
+        if self._live:
+            self._noting = asyncio.get_running_loop().call_later(_NOTED_EVERY, self._note)
 
     def _admit(self, endpoint: Endpoint, principal: Principal, client: Client, raw: bytes, record: Record) -> Call:
         if self._draining:
             raise Overloaded(
                 "The gateway is shutting down.", code="draining", reason=Reason.GATEWAY_DRAIN, retry_after=5
             )
+        if self._ledger.trouble is not None:
+            raise Overloaded(
+                "The gateway cannot account for requests at this moment, and answers none.",
+                code="ledger_unavailable", retry_after=5,
+            )  # fmt: skip
         body, rules = admit.parse(raw), self._snapshots.current
         call = admit.build_call(endpoint, body, len(raw), record.request_id, principal, client, rules, self._own_secret)
         record.user = call.client.user
@@ -173,6 +197,7 @@ class Pipeline:
             for target in planned.targets:
                 upstream = snapshot.upstreams[target.upstream]
                 record.serve_from(target)
+                record.open(call)
                 attempt = Attempt(
                     call, target, upstream, self._upstreams.get(upstream), scope, record, reply, self._metrics
                 )
@@ -210,6 +235,16 @@ class _Failure:
 
     fault: UpstreamFault | Overloaded
     lost: str | None
+
+
+async def _fail(error: GatewayError, scope: Scope, record: Record, reply: Reply) -> None:
+    """Settles a request that has failed, and then tells its client."""
+    scope.close()
+    record.status = record.status or error.status
+    record.settle(error.reason, scope.phase)
+    with contextlib.suppress(Unaccounted):
+        await record.accounted()
+    await reply.fail(error)
 
 
 def _final(fault: UpstreamFault | Overloaded) -> GatewayError:

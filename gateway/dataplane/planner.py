@@ -47,7 +47,7 @@ class Planner:
         record.model = call.model  # now that it is a name that exists: the labels of metrics are made of it
         if planned.targets:
             return snapshot, planned
-        return await self._wait(call, scope, reply, version, snapshot, planned)
+        return await self._wait(call, scope, record, reply, version, snapshot, planned)
 
     async def again(
         self, call: Call, scope: Scope, record: Record, reply: Reply, lost: str, before: Snapshot
@@ -69,9 +69,17 @@ class Planner:
         return await self.plan(call, scope, record, reply, lost)
 
     async def _wait(
-        self, call: Call, scope: Scope, reply: Reply, version: str | None, snapshot: Snapshot, planned: Plan
+        self,
+        call: Call,
+        scope: Scope,
+        record: Record,
+        reply: Reply,
+        version: str | None,
+        snapshot: Snapshot,
+        planned: Plan,
     ) -> tuple[Snapshot, Plan]:
         since = time.monotonic()
+        record.open(call)
         with self._queued(call, scope, snapshot, planned):
             while not planned.targets:
                 if not planned.waiting:

@@ -5,6 +5,7 @@
     │   ├── InvalidRequest · Unauthenticated · Forbidden · NotFound · Conflict · TooLarge …
     │   └── Overloaded     no slot in time, draining, no target ready
     ├── StorageError       what must outlive the gateway cannot be read or written
+    ├── Unaccounted        what a request used cannot be written down
     └── UpstreamFault      an upstream failed; knows whether another target may be tried
 
 Every error renders to OpenAI's form and to the exception class that the OpenAI SDK derives from the status.
@@ -191,6 +192,17 @@ class StorageError(GatewayError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, should_retry=False)
+
+
+class Unaccounted(GatewayError):
+    """503: what a request used cannot be written down, so that its answer is not given, or not to its end.  What it has
+    used is kept until it can be; to ask again by itself would use it twice."""
+
+    status = 503
+    code = "ledger_unavailable"
+
+    def __init__(self) -> None:
+        super().__init__("The gateway cannot account for this answer at this moment.", should_retry=False)
 
 
 class UpstreamFault(GatewayError):

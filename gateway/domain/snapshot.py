@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.domain.keys import UNPEPPERED, Pepper
+from gateway.domain.money import Price
 from gateway.domain.people import People
 from gateway.domain.principal import Principal
 from gateway.domain.secret import Secret
@@ -54,14 +55,6 @@ class ParameterPolicy:
     rename: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     drop: frozenset[str] = frozenset()
     set: Mapping[str, Any] = field(default_factory=lambda: _EMPTY)
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """Money for a million tokens, in the currency that the operator thinks in."""
-
-    input: float
-    output: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.registry import Collector
 
+from gateway.domain.money import MILLION
 from gateway.domain.usage import Usage
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -63,6 +64,9 @@ class Metrics:
             "Tokens in and out; estimated ones were counted by the gateway.",
             ["model", "adapter", "direction", "estimated"],
         )
+        self._cost = self._counter(
+            "gateway_cost", "Cost of what was used, in the currency of the prices.", ["model", "adapter", "upstream"]
+        )
         self._adapter_requests = self._counter(
             "gateway_adapter_requests", "Requests that were sent to an adapter version, by how they ended.",
             ["adapter", "version", "reason"],
@@ -98,6 +102,22 @@ class Metrics:
             "gateway_engine_state", "1 for the state that an engine is in.", ["upstream", "state"]
         )
         self._engine_restarts = self._counter("gateway_engine_restarts", "Restarts of an engine.", ["upstream"])
+        self._ledger_state = self._gauge(
+            "gateway_ledger_state", "1 for the state that the ledger is in: ok or degraded.", ["state"]
+        )
+        self._ledger_queue = Gauge(
+            "gateway_ledger_queue", "What the ledger has still to write.", registry=self.registry
+        )
+        self._ledger_recovered = Counter(
+            "gateway_ledger_recovered",
+            "Requests that were running when the gateway was killed, settled at the next start.",
+            registry=self.registry,
+        )
+        self._ledger_unaccounted = Counter(
+            "gateway_ledger_unaccounted",
+            "Requests without a row: refused because the ledger was in trouble, or before they were opened.",
+            registry=self.registry,
+        )
         self._adapter_phases: dict[tuple[str, str], str] = {}
         self._engine_states: dict[str, str] = {}
 
@@ -119,11 +139,13 @@ class Metrics:
         status: int,
         reason: str,
         usage: Usage | None,
+        cost: int,
         ttft: float | None,
         inter_token: float | None,
         duration: float,
     ) -> None:
-        """One request ended.  Called exactly once for each.  `adapter` is `name@version`.  Times in seconds."""
+        """One request ended.  Called exactly once for each.  `adapter` is `name@version`, `cost` in micros.  Times in
+        seconds."""
         self._requests[model, adapter, upstream, str(status), reason].inc()
         if adapter:
             name, _, version = adapter.rpartition("@")
@@ -139,6 +161,8 @@ class Metrics:
             estimated = "true" if usage.estimated else "false"
             self._tokens[model, adapter, "in", estimated].inc(usage.prompt)
             self._tokens[model, adapter, "out", estimated].inc(usage.completion)
+        if cost:
+            self._cost[model, adapter, upstream].inc(cost / MILLION)
 
     def attempt_failed(self, upstream: str, reason: str) -> None:
         """An attempt on an upstream failed; another one may have served the request."""
@@ -156,6 +180,20 @@ class Metrics:
         """The edge refused a connection or a request before it was one."""
         self._refused[(reason,)].inc()
 
+    def unaccounted(self) -> None:
+        """A request has no row in the ledger, and used nothing."""
+        self._ledger_unaccounted.inc()
+
+    def recovered(self, requests: int) -> None:
+        """So many requests of an earlier life of the gateway were settled at the start."""
+        self._ledger_recovered.inc(requests)
+
+    def watch_ledger(self, healthy: Callable[[], bool], depth: Callable[[], int]) -> None:
+        """Registers where the ledger's gauges are read when they are scraped, by whatever thread does that."""
+        self._ledger_state.labels("ok").set_function(lambda: float(healthy()))
+        self._ledger_state.labels("degraded").set_function(lambda: float(not healthy()))
+        self._ledger_queue.set_function(lambda: float(depth()))
+
     def upstream_up(self, upstream: str, up: bool) -> None:
         """What the last probe of an upstream found."""
         self._upstream_up.labels(upstream).set(1 if up else 0)
@@ -171,7 +209,7 @@ class Metrics:
         elif version:
             # Versions come and go for as long as a gateway runs; what was counted for one goes with it.
             self._adapter_requests.forget(name, version)
-            for series in (self._requests, self._tokens, self._ttft, self._inter_token, self._duration):
+            for series in (self._requests, self._tokens, self._cost, self._ttft, self._inter_token, self._duration):
                 series.forget(f"{name}@{version}")
 
     def engine_state(self, upstream: str, state: str) -> None:

@@ -25,6 +25,7 @@ from gateway.domain.snapshot import Route, Snapshot
 from gateway.telemetry.metrics import Metrics
 from tests.fakes.adapter_admin import MemoryAdapters
 from tests.fakes.audit import MemoryAudit
+from tests.fakes.ledger import MemoryLedger
 
 ADMIN_KEY = "sk-admin-90b7e6a3f1c24d58"
 KEYS = {
@@ -91,7 +92,7 @@ async def administered(folder: Path, limits: EdgeLimits = LIMITS) -> AsyncIterat
     snapshots, metrics, adapters = SnapshotHolder(), Metrics(), MemoryAdapters(uploads)
     audit = MemoryAudit()
     keys: Any = None  # nobody asks for keys
-    built = pages.build(snapshots, metrics, _Nothing(), lambda: False, adapters, keys, audit)
+    built = pages.build(snapshots, metrics, _Nothing(), lambda: False, adapters, keys, audit, MemoryLedger())
     edge: Any = Edge(None, built, snapshots, metrics, RouteTable())  # type: ignore[arg-type]  # nobody asks a model
     stop = server.Stop()
     listener = server.listen("127.0.0.1", 0)

@@ -32,6 +32,7 @@ from gateway.telemetry.metrics import Metrics
 from tests import wire
 from tests.fakes.adapter_admin import MemoryAdapters
 from tests.fakes.audit import MemoryAudit
+from tests.fakes.ledger import MemoryLedger
 from tests.fakes.openai_upstream import OpenAIUpstream
 from tests.gateway import sample
 from tests.patience import LATE
@@ -70,11 +71,13 @@ class DataPlane:
         self.demanded: list[str] = []
         self.idled: list[tuple[str, str]] = []
         self.metrics = Metrics()
+        self.ledger = MemoryLedger()
         self.holder = SnapshotHolder()
         self.upstreams = Upstreams(idle=lambda *place: self.idled.append(place))
         self.pipeline = Pipeline(
-            self.holder, self.upstreams, self.metrics, suspect=self._suspect, demand=self._demand, max_body=2**20
-        )
+            self.holder, self.upstreams, self.metrics, self.ledger,
+            suspect=self._suspect, demand=self._demand, max_body=2**20,
+        )  # fmt: skip
         self.metrics.watch(self.upstreams.occupancy)
         self.url = ""
         self._told = asyncio.Condition()
@@ -182,6 +185,7 @@ async def data_plane() -> AsyncIterator[DataPlane]:
             MemoryAdapters(Path()),
             _NO_KEYS,
             MemoryAudit(),
+            plane.ledger,
         ),
         plane.holder,
         plane.metrics,

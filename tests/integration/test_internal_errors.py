@@ -12,6 +12,7 @@ from gateway.dataplane.upstreams import SnapshotHolder
 from gateway.telemetry.metrics import Metrics
 from tests.fakes.adapter_admin import MemoryAdapters
 from tests.fakes.audit import MemoryAudit
+from tests.fakes.ledger import MemoryLedger
 
 SECRET = "what is inside"
 
@@ -33,9 +34,8 @@ class BrokenAdapters(MemoryAdapters):
 
 async def test_a_page_that_fails_is_a_500_in_openais_form(tmp_path: Path) -> None:
     keys: Any = None
-    app = pages.build(
-        SnapshotHolder(), Metrics(), Broken(), lambda: False, BrokenAdapters(tmp_path), keys, MemoryAudit()
-    )
+    adapters, audit, ledger = BrokenAdapters(tmp_path), MemoryAudit(), MemoryLedger()
+    app = pages.build(SnapshotHolder(), Metrics(), Broken(), lambda: False, adapters, keys, audit, ledger)
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
         for path in ("/admin/v1/upstreams", "/admin/v1/adapters", "/admin/v1/config"):

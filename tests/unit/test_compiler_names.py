@@ -162,7 +162,7 @@ def test_an_upstream_carries_what_the_file_says_of_it() -> None:
     assert dict(target.parameters.rename) == {"max_tokens": "max_completion_tokens"}
     assert dict(target.parameters.set) == {"store": False}
     assert target.price is not None
-    assert (target.price.input, target.price.output) == (2, 8)
+    assert (target.price.input, target.price.output) == (2_000_000, 8_000_000)
     assert "azure-0123456789abcdef" not in repr(snapshot)
 
 

@@ -1,0 +1,213 @@
+"""The ledger's file: what is written to it, in one transaction for all that waits, and what is read from it.
+
+It lives in one thread (ledger.py).  What is written a thousand times a second is written past SQLAlchemy, in as few
+statements as there can be: for each, the driver lets go of the interpreter and has to get it back.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Callable, Collection, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, fields, replace
+from itertools import islice
+from operator import attrgetter
+from typing import Any, Self, TypeVar, cast
+
+from sqlalchemy import Connection, Insert, select
+from sqlalchemy.dialects.sqlite import dialect, insert
+
+from gateway.controlplane import migrations
+from gateway.controlplane.ledgertables import OPEN, REQUESTS, USAGE_DAYS
+from gateway.controlplane.sqlitefile import SQLiteFile
+from gateway.domain import money
+from gateway.domain.entry import SUMS, Entry
+from gateway.domain.errors import Reason
+from gateway.domain.usage import Usage
+
+_T = TypeVar("_T")
+_SIZES = (64, 8, 1)  # rows in one statement
+_DAY = 86_400  # seconds
+_FIELDS = tuple(field.name for field in fields(Entry))
+_values = attrgetter(*_FIELDS)
+_of = attrgetter("key", "team", "user", "model", "adapter", "upstream")
+
+
+@dataclass(slots=True)
+class Batch:
+    """What is written in one transaction.  `opened` and `settled` by the id of the request; `marks`: the tokens that a
+    running request has had so far."""
+
+    opened: dict[str, Entry] = field(default_factory=dict)
+    marks: dict[str, int] = field(default_factory=dict)
+    settled: dict[str, Entry] = field(default_factory=dict)
+
+    def open(self, entry: Entry) -> None:
+        """A request runs."""
+        self.opened[entry.request_id] = entry
+
+    def mark(self, request_id: str, completion: int) -> None:
+        """A request has had so many tokens."""
+        self.marks[request_id] = completion
+
+    def settle(self, entry: Entry) -> None:
+        """A request has ended."""
+        self.settled[entry.request_id] = entry
+
+    def __len__(self) -> int:
+        return len(self.opened) + len(self.marks) + len(self.settled)
+
+
+class LedgerFile:
+    """An open ledger, its schema the newest.  To be closed, by the thread that opened it."""
+
+    def __init__(self, file: SQLiteFile, connection: Connection, boot: str) -> None:
+        self._file = file
+        self._connection = connection
+        self._raw = cast(sqlite3.Connection, connection.connection.driver_connection)
+        self._boot = boot
+        self._running: set[str] = set()  # whose rows are in OPEN
+
+    @classmethod
+    def open(cls, url: str, boot: str) -> Self:
+        """Opens `sqlite:///PATH`, makes it if there is none, and brings its schema up to date.  `boot` is a name for
+        this life of the gateway.  Raises StorageError."""
+        with ExitStack() as undo:
+            file = SQLiteFile.take(url)
+            undo.callback(file.give_back)
+            connection = file.connect("NORMAL")
+            undo.callback(connection.close)
+            with connection.begin():
+                migrations.upgrade(connection, str(file.path), migrations.LEDGER)
+            ledger = cls(file, connection, boot)
+            # `sync` does it, between two transactions and not at the end of one that is waited for.
+            ledger._raw.execute("PRAGMA wal_autocheckpoint = 0")
+            undo.pop_all()
+        return ledger
+
+    @property
+    def file(self) -> SQLiteFile:
+        """Knows what errors mean."""
+        return self._file
+
+    def write(self, batch: Batch) -> None:
+        """Writes all of it, or nothing.  It outlives this process, however that ends; the machine's end only after the
+        next `sync`.  Raises sqlite3.Error."""
+        execute = self._raw.execute
+        execute("BEGIN IMMEDIATE")
+        try:
+            opened = [entry for name, entry in batch.opened.items() if name not in batch.settled]
+            if opened:
+                _OPENED.run(execute, [(*_values(entry), self._boot) for entry in opened])
+            if marks := {name: tokens for name, tokens in batch.marks.items() if name not in batch.settled}:
+                execute(_MARKED, (json.dumps(marks),))
+            if batch.settled:
+                self._settle(batch.settled.values(), batch.settled.keys() & self._running)
+            execute("COMMIT")
+        except BaseException:
+            with suppress(sqlite3.Error):
+                execute("ROLLBACK")
+            raise
+        self._running.update(entry.request_id for entry in opened)
+        self._running -= batch.settled.keys()
+
+    def sync(self) -> None:
+        """Makes what was written safe against the end of the machine.  Raises sqlite3.Error."""
+        self._raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+
+    def recover(self) -> int:
+        """Settles the requests that an earlier life of the gateway did not, with the tokens that they are known to have
+        had.  Returns how many there were.  Raises sqlite3.Error."""
+        left = self.read(lambda connection: connection.execute(select(*(OPEN.c[name] for name in _FIELDS))).all())
+        batch = Batch()
+        for row in left:
+            batch.settle(_crashed(Entry(*row)))
+            self._running.add(row.request_id)
+        if left:
+            self.write(batch)
+        self.sync()
+        return len(left)
+
+    def read(self, question: Callable[[Connection], _T]) -> _T:
+        """Asks; what is answered is of one moment."""
+        with self._connection.begin():
+            return question(self._connection)
+
+    def close(self) -> None:
+        """Another gateway may open it then."""
+        self._connection.close()
+        self._file.give_back()
+
+    def _settle(self, entries: Collection[Entry], running: Collection[str]) -> None:
+        execute = self._raw.execute
+        day = int(time.time()) // _DAY
+        if running:
+            execute(_CLOSED, (json.dumps(list(running)),))
+        _SETTLED.run(execute, [(day, *_values(entry)) for entry in entries])
+        sums: dict[tuple[str, ...], list[Any]] = {}
+        for entry in entries:
+            total = sums.get(of := _of(entry))
+            if total is None:
+                total = sums[of] = ["", 0, 0, 0, 0, 0, 0]
+            total[0] = entry.key_name
+            total[1] += 1
+            total[2] += entry.prompt
+            total[3] += entry.completion
+            total[4] += entry.cached
+            total[5] += entry.reasoning
+            total[6] += entry.cost
+        _ADDED.run(execute, [(day, *of, *total) for of, total in sums.items()])
+
+
+def _crashed(entry: Entry) -> Entry:
+    """What is known of a request that ran when the gateway was killed.  One that had no token had nothing."""
+    if entry.completion == 0:
+        return replace(entry, reason=Reason.GATEWAY_CRASH.value, prompt=0, estimated=False)
+    used = Usage(entry.prompt, entry.completion, estimated=True)
+    price = money.from_words(entry.price)
+    cost = 0 if price is None else price.cost(used)
+    return replace(entry, reason=Reason.GATEWAY_CRASH.value, estimated=True, cost=cost)
+
+
+class _Rows:
+    """A statement that inserts any number of rows, whose values are in the order of the table's columns."""
+
+    def __init__(self, statement: Insert, columns: Sequence[str]) -> None:
+        one = str(statement.values(dict.fromkeys(columns, "")).compile(dialect=dialect()))
+        row = f"({', '.join('?' * len(columns))})"
+        head, _, tail = one.partition(row)
+        self._texts = {size: head + ", ".join([row] * size) + tail for size in _SIZES}
+
+    def run(self, execute: Callable[[str, Sequence[Any]], Any], rows: Sequence[tuple[Any, ...]]) -> None:
+        left = iter(rows)
+        count = len(rows)
+        for size, text in self._texts.items():
+            while count >= size:
+                execute(text, [value for row in islice(left, size) for value in row])
+                count -= size
+
+
+def _added() -> Insert:
+    statement = insert(USAGE_DAYS)
+    names = ("requests", *SUMS.values())
+    new = statement.excluded
+    return statement.on_conflict_do_update(
+        index_elements=list(USAGE_DAYS.primary_key),
+        set_={"key_name": new["key_name"], **{name: USAGE_DAYS.c[name] + new[name] for name in names}},
+    )
+
+
+def _opened() -> Insert:
+    statement = insert(OPEN)
+    return statement.on_conflict_do_update(
+        index_elements=[OPEN.c.request_id], set_={name: statement.excluded[name] for name in _FIELDS[1:]}
+    )
+
+
+_OPENED = _Rows(_opened(), (*_FIELDS, "boot"))
+_SETTLED = _Rows(insert(REQUESTS), ("day", *_FIELDS))
+_ADDED = _Rows(_added(), tuple(USAGE_DAYS.c.keys()))
+_MARKED = "UPDATE open_requests SET completion = mark.value FROM json_each(?) AS mark WHERE request_id = mark.key"
+_CLOSED = "DELETE FROM open_requests WHERE request_id IN (SELECT value FROM json_each(?))"

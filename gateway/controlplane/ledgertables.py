@@ -1,0 +1,82 @@
+"""The ledger's tables as the code knows them; `migrations/ledger/` makes them.
+
+Days are counted from 1 January 1970, in UTC.  A request is accounted for on the day on which it ended: so a day that is
+over never changes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text
+
+METADATA = MetaData()
+
+
+def _entry() -> list[Column[Any]]:
+    """The fields of an Entry behind its id, in their order."""
+    return [
+        Column("started", BigInteger, nullable=False),
+        Column("endpoint", Text, nullable=False),
+        Column("model", Text, nullable=False),
+        Column("adapter", Text, nullable=False),
+        Column("upstream", Text, nullable=False),
+        Column("key", Text, nullable=False),
+        Column("key_name", Text, nullable=False),
+        Column("team", Text, nullable=False),
+        Column("user", Text, nullable=False),
+        Column("task", Text, nullable=False),
+        Column("attempts", Integer, nullable=False),
+        Column("status", Integer, nullable=False),
+        Column("reason", Text, nullable=False),
+        Column("prompt", BigInteger, nullable=False),
+        Column("completion", BigInteger, nullable=False),
+        Column("cached", BigInteger, nullable=False),
+        Column("reasoning", BigInteger, nullable=False),
+        Column("estimated", Boolean, nullable=False),
+        Column("cost", BigInteger, nullable=False),
+        Column("price", Text, nullable=False),
+        Column("first_byte", BigInteger),
+        Column("duration", BigInteger, nullable=False),
+    ]
+
+
+#: Requests that run.  `boot` says in which life of the gateway.
+OPEN = Table(
+    "open_requests",
+    METADATA,
+    Column("request_id", Text, primary_key=True),
+    *_entry(),
+    Column("boot", Text, nullable=False),
+)
+
+#: Requests that have ended, in the order in which they were written.
+REQUESTS = Table(
+    "requests",
+    METADATA,
+    Column("seq", Integer, primary_key=True),
+    Column("day", Integer, nullable=False),
+    Column("request_id", Text, nullable=False, unique=True),
+    *_entry(),
+    Index("requests_day", "day"),
+)
+
+#: The sums of REQUESTS: changed in the transaction that writes there.
+USAGE_DAYS = Table(
+    "usage_days",
+    METADATA,
+    Column("day", Integer, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("team", Text, primary_key=True),
+    Column("user", Text, primary_key=True),
+    Column("model", Text, primary_key=True),
+    Column("adapter", Text, primary_key=True),
+    Column("upstream", Text, primary_key=True),
+    Column("key_name", Text, nullable=False),
+    Column("requests", BigInteger, nullable=False),
+    Column("prompt", BigInteger, nullable=False),
+    Column("completion", BigInteger, nullable=False),
+    Column("cached", BigInteger, nullable=False),
+    Column("reasoning", BigInteger, nullable=False),
+    Column("cost", BigInteger, nullable=False),
+)

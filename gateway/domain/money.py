@@ -1,0 +1,56 @@
+"""Money: whole millionths of the currency ("micros"), so that sums are exact and the same everywhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_UP, Decimal
+
+from gateway.domain.usage import Usage
+
+MILLION = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Micros for a million tokens.  `cached`: for prompt tokens that the upstream had in its cache; None: as the rest
+    of the prompt.  `words` says the price in the currency (`in=0.25 out=2 cached=0.025`) and is what a row of the
+    ledger keeps, so that another price changes no history."""
+
+    input: int
+    output: int
+    cached: int | None = None
+    words: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        words = f"in={amount(self.input)} out={amount(self.output)}"
+        object.__setattr__(self, "words", words if self.cached is None else f"{words} cached={amount(self.cached)}")
+
+    def cost(self, usage: Usage) -> int:
+        """Micros for these tokens; half a micro is rounded up."""
+        cached = 0 if self.cached is None else min(usage.cached, usage.prompt)
+        total = (usage.prompt - cached) * self.input + cached * (self.cached or 0) + usage.completion * self.output
+        return (2 * total + MILLION) // (2 * MILLION)
+
+
+def price(input: float, output: float, cached: float | None = None) -> Price:
+    """The price of a million tokens, given in the currency."""
+    return Price(micros(input), micros(output), None if cached is None else micros(cached))
+
+
+def from_words(words: str) -> Price | None:
+    """The price that `words` says; None for "", which says none."""
+    if not words:
+        return None
+    said = {name: micros(Decimal(text)) for name, _, text in (part.partition("=") for part in words.split(" "))}
+    return Price(said["in"], said["out"], said.get("cached"))
+
+
+def micros(value: float | Decimal) -> int:
+    """An amount in the currency; half a micro is rounded up."""
+    return int((Decimal(str(value)) * MILLION).to_integral_value(ROUND_HALF_UP))
+
+
+def amount(value: int) -> str:
+    """Micros as an amount in the currency, without zeros that say nothing."""
+    whole, rest = divmod(abs(value), MILLION)
+    return f"{'-' if value < 0 else ''}{whole}" + (f".{rest:06}".rstrip("0") if rest else "")

@@ -1,0 +1,53 @@
+"""A ledger in memory: what the data plane hands over, and trouble on demand."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import date
+from typing import Any
+
+from gateway.domain.entry import Entry
+from gateway.domain.errors import StorageError, Unaccounted
+
+
+class MemoryLedger:
+    """`running`: requests that were opened and not settled; `entries`: those that were settled, in order."""
+
+    def __init__(self) -> None:
+        self.trouble: StorageError | None = None
+        self.running: dict[str, Entry] = {}
+        self.entries: list[Entry] = []
+        self.marks: dict[str, int] = {}
+        self._position = 0
+
+    def opened(self, entry: Entry) -> int:
+        self._position += 1
+        self.running[entry.request_id] = entry
+        return self._position
+
+    async def reached(self, position: int) -> None:
+        if self.trouble is not None:
+            raise Unaccounted
+
+    def checkpoint(self, request_id: str, completion: int) -> None:
+        self.marks[request_id] = completion
+
+    def settled(self, entry: Entry) -> asyncio.Future[None]:
+        assert entry.request_id not in [one.request_id for one in self.entries], "settled twice"
+        self.running.pop(entry.request_id, None)
+        self.entries.append(entry)
+        done = asyncio.get_running_loop().create_future()
+        if self.trouble is None:
+            done.set_result(None)
+        else:
+            done.set_exception(Unaccounted())
+            done.exception()
+        return done
+
+    async def summary(self, by: str, since: date | None, until: date | None, key: str | None = None) -> list[Any]:
+        return []
+
+    async def requests(
+        self, since: date | None, until: date | None, after: str | None, limit: int
+    ) -> tuple[list[Any], bool]:
+        return [], False
