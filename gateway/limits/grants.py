@@ -23,13 +23,21 @@ class Grant:
 
     `amounts`: what is reserved on each of `meters`.  `levels`: of a rate, how full it was with this charge, in units
     times MINUTE, at the moment `at` (milliseconds of the clock that counts it), when each of `share` processes granted
-    its part of a limit.  `lease`: what the holder is known by where meters are shared.
+    its part of a limit.  `lease`: what the holder is known by where meters are shared; `shared`: they have counted it.
     """
 
-    __slots__ = ("amounts", "at", "lease", "levels", "meters", "share")
+    __slots__ = ("amounts", "at", "lease", "levels", "meters", "share", "shared")
 
     def __init__(
-        self, meters: tuple[Meter, ...], amounts: list[int], levels: list[int], at: int, share: int = 1, lease: str = ""
+        self,
+        meters: tuple[Meter, ...],
+        amounts: list[int],
+        levels: list[int],
+        at: int,
+        share: int = 1,
+        lease: str = "",
+        *,
+        shared: bool = False,
     ) -> None:
         self.meters = meters
         self.amounts = amounts
@@ -37,6 +45,7 @@ class Grant:
         self.at = at
         self.share = share
         self.lease = lease
+        self.shared = shared
 
     def standing(self, unit: Unit) -> Standing | None:
         """The tightest of the rates that count this unit, as the grant has left it; None where there is none."""

@@ -184,7 +184,7 @@ class Counts:
             meter = grant.meters[index]
             unit, name = meter.unit, meter.name
             if unit is _TOKENS:
-                if tokens != amount:
+                if tokens != amount and not grant.shared:  # else it was counted elsewhere, by another clock
                     limit = meter.limit if grant.share == 1 else -(-meter.limit // grant.share)
                     self._correct(name, limit, grant.levels[index], grant.at, (tokens - amount) * MINUTE, now)
             elif unit is _CONCURRENT:
