@@ -17,9 +17,13 @@ from gateway.controlplane.admin import AdapterAdmin
 from gateway.controlplane.config import Config
 from gateway.controlplane.plane import ControlPlane
 from gateway.controlplane.toolparsers import with_tool_parsers
+from gateway.dataplane.metered import Turnstile
 from gateway.dataplane.pipeline import Pipeline
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.errors import StorageError
+from gateway.limits.grants import NO_LEDGER, Ledger, Meters
+from gateway.limits.memory import MemoryMeters
+from gateway.limits.shared import SharedMeters
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 
@@ -39,10 +43,12 @@ class Gateway:
             config, environ, publish=self.snapshots.publish, traffic=self._upstreams, metrics=self.metrics
         )
         self._admin = AdapterAdmin(self._plane, config)
+        self._meters = meters(config, NO_LEDGER, self.metrics)
         self.pipeline = Pipeline(
             self.snapshots,
             self._upstreams,
             self.metrics,
+            Turnstile(self._meters),
             suspect=self._plane.suspect,
             demand=self._plane.demand,
             max_body=config.server.max_body_mib << 20,
@@ -58,6 +64,7 @@ class Gateway:
 
     async def serve(self, listener: socket.socket, stop: server.Stop, on_listening: Callable[[str, int], None]) -> None:
         """Serves until `stop` is asked.  Routing stops before engines do."""
+        await self._meters.start()
         await self._admin.start()
         await self._plane.start()
         await server.serve(
@@ -80,6 +87,18 @@ class Gateway:
         self._upstreams.close()
         await self._admin.close()
         await self._plane.stop()
+        await self._meters.close()
+
+
+def meters(config: Config, ledger: Ledger, metrics: Metrics) -> Meters:
+    """Where the file says that limits are counted; `ledger` is what budgets begin with."""
+    settings = config.limits
+    if settings.url.reveal() == "memory://":
+        metrics.limits_mode("memory")
+        return MemoryMeters(ledger)
+    return SharedMeters(
+        settings.url, ledger, replicas=settings.replicas, timeout=settings.timeout, tell=metrics.limits_mode
+    )
 
 
 def edge_limits(config: Config) -> EdgeLimits:

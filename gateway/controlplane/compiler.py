@@ -25,12 +25,13 @@ from urllib.parse import urlencode
 
 from gateway.controlplane import naming, values
 from gateway.controlplane.adapternames import AdapterNames, Roll
-from gateway.controlplane.config import Config, UpstreamSettings
+from gateway.controlplane.config import ClientKey, Config, UpstreamSettings
 from gateway.controlplane.memo import Memo
 from gateway.controlplane.naming import Named, Names, Wanted
 from gateway.controlplane.observed import EngineEndpoint, Observed, UpstreamState, UpstreamStatus
 from gateway.controlplane.offering import Offering, Place, Scene, offered
 from gateway.domain import snapshot
+from gateway.domain.limits import Allowances
 from gateway.domain.listing import ListedModel
 from gateway.domain.principal import Principal
 from gateway.domain.secret import Secret
@@ -56,9 +57,9 @@ class Compiler:
         self._config = config
         self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
         self._own_models = {model.id: model for model in config.models}
-        self._keys = MappingProxyType(
-            {_digest(key.key): Principal(key.name, frozenset(key.allow), key.models) for key in config.auth.keys}
-        )
+        self._keys = MappingProxyType({_digest(key.key): principal_of(key) for key in config.auth.keys})
+        defaults = config.limits.defaults
+        self._allowances = Allowances(defaults.key.of_domain(), defaults.user.of_domain())
         self._admin_key = None if config.auth.admin_key is None else _digest(config.auth.admin_key)
         self._task_models = MappingProxyType(dict(config.openwebui.tasks))
         self._adapters = AdapterNames()
@@ -101,6 +102,7 @@ class Compiler:
                 auth_required=self._config.auth.required,
                 admin_key=self._admin_key,
                 task_models=self._task_models,
+                allowances=self._allowances,
             )
         return last
 
@@ -131,6 +133,18 @@ class Compiler:
 
     def _own_name(self, name: str, wanted: tuple[Wanted, ...]) -> Named:
         return naming.of_file(self._own_models[name], wanted)
+
+
+def principal_of(key: ClientKey) -> Principal:
+    """Who a key of the file is."""
+    return Principal(
+        key.name,
+        frozenset(key.allow),
+        key.models,
+        key=key.name,
+        limits=None if key.limits is None else key.limits.of_domain(),
+        budgets=tuple(budget.of_domain() for budget in key.budgets),
+    )
 
 
 def model_names(config: Config, observed: Observed) -> frozenset[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from gateway.controlplane import values
 from gateway.controlplane.config import (
     AttachedAdapters,
+    BudgetSettings,
     Config,
     EngineSettings,
     TimeoutOverrides,
@@ -84,6 +85,25 @@ def _keys(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
         yield from _strength(("auth", "keys", index, "key"), key.key)
         if key.key == auth.admin_key:
             yield Mistake(("auth", "keys", index, "key"), "is the admin key as well", "make a key for each of the two")
+
+
+def _budgets(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    defaults = config.limits.defaults
+    places: list[tuple[Loc, tuple[BudgetSettings, ...]]] = [
+        (("limits", "defaults", "key", "budgets"), defaults.key.budgets),
+        (("limits", "defaults", "user", "budgets"), defaults.user.budgets),
+    ]
+    places += [(("auth", "keys", index, "budgets"), key.budgets) for index, key in enumerate(config.auth.keys)]
+    for loc, budgets in places:
+        yield from budget_mistakes(loc, budgets)
+
+
+def budget_mistakes(loc: Loc, budgets: tuple[BudgetSettings, ...]) -> Iterator[Mistake]:
+    """What is wrong with the budgets of one scope."""
+    yield from _duplicates(loc, "per", [budget.per for budget in budgets])
+    for index, budget in enumerate(budgets):
+        if budget.money is None and budget.tokens is None:
+            yield Mistake((*loc, index), "bounds nothing", "write money, tokens or both")
 
 
 def _strength(loc: Loc, secret: Secret) -> Iterator[Mistake]:
@@ -320,4 +340,4 @@ def _duplicates(loc: Loc, key: str | None, items: Iterable[Hashable]) -> Iterato
 
 
 #: All rules, in the order of the file.
-RULES: tuple[_Rule, ...] = (_listening, _keys, _timeouts, _upstreams, _models, _tasks, _adapters)
+RULES: tuple[_Rule, ...] = (_listening, _keys, _budgets, _timeouts, _upstreams, _models, _tasks, _adapters)

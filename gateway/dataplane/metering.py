@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+from gateway.dataplane.metered import Permit, micros
 from gateway.domain.call import Call, Endpoint
 from gateway.domain.errors import Reason
-from gateway.domain.snapshot import Target
+from gateway.domain.snapshot import Price, Target
 from gateway.domain.usage import Usage
 from gateway.telemetry.metrics import Metrics
 
@@ -38,11 +39,14 @@ class Record:
     first_byte: float | None = None
     last_byte: float | None = None
     settled: bool = False
+    permit: Permit = field(default_factory=Permit)
+    price: Price | None = None
 
     def serve_from(self, target: Target) -> None:
         """This target is tried now."""
         self.upstream = target.upstream
         self.adapter = target.adapter or ""
+        self.price = target.price
         self.attempts += 1
 
     def inter_token(self, usage: Usage) -> float | None:
@@ -51,6 +55,11 @@ class Record:
             return (self.last_byte - self.first_byte) / (usage.completion - 1)
         return None
 
+    def cost(self) -> int:
+        """Micros."""
+        usage, price = self.usage, self.price
+        return 0 if usage is None or price is None else micros(price, usage.prompt, usage.completion)
+
     def settle(self, reason: Reason, metrics: Metrics, phase: str) -> None:
         """The terminal step.  The first call counts; the access log and the metrics then hold this request."""
         if self.settled:
@@ -58,6 +67,7 @@ class Record:
         self.settled = True
         now = time.monotonic()
         usage = self.usage
+        self.permit.release(usage, self.cost())
         ttft = None if self.first_byte is None else self.first_byte - self.started
         inter_token = None if usage is None else self.inter_token(usage)
         if reason in (Reason.CLIENT_CANCEL, Reason.SLOW_CLIENT):

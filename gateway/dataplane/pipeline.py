@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from gateway.dataplane import admit
 from gateway.dataplane.dispatch import Attempt
+from gateway.dataplane.metered import Turnstile
 from gateway.dataplane.metering import Record
 from gateway.dataplane.planner import Planner
 from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
@@ -38,7 +39,8 @@ class Pipeline:
     """Serves calls of the inference endpoints.
 
     `suspect` is told the name of an upstream that could not be reached or has lost a model, so that the control plane
-    looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.
+    looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.  `turnstile`
+    refuses what is too much.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Pipeline:
         snapshots: SnapshotHolder,
         upstreams: Upstreams,
         metrics: Metrics,
+        turnstile: Turnstile,
         suspect: Callable[[str], None],
         demand: Callable[[str], None],
         max_body: int,
@@ -53,6 +56,7 @@ class Pipeline:
         self._planner = Planner(snapshots, upstreams, metrics, demand)
         self._upstreams = upstreams
         self._metrics = metrics
+        self._turnstile = turnstile
         self._suspect = suspect
         self._max_body = max_body
         self._live: set[Scope] = set()
@@ -134,6 +138,7 @@ class Pipeline:
         """Serves the call from its plan; from another one for the same version of an adapter, if that turns out to be
         where it is not.  The one time-out of the whole counts from the first plan."""
         snapshot, planned = await self._planner.plan(call, scope, record, reply)
+        record.permit = await self._turnstile.admit(call, planned.targets, snapshot.allowances)
         scope.limit(snapshot.upstreams[planned.targets[0].upstream].timeouts.total)
         for plans_left in reversed(range(_PLANS)):
             failure = await self._try(call, snapshot, planned, scope, record, reply)

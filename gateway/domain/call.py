@@ -25,11 +25,13 @@ class Client:
     `openwebui`: it is Open WebUI, which alone understands status events and extra usage keys.
     `task`: Open WebUI's name for a background task (`title_generation` …), "" for a person's own turn.
     `chat`: Open WebUI's identifier of the chat, "" where there is none.
+    `user`: the id of the person behind the key, "" where nobody is known.
     """
 
     openwebui: bool = False
     task: str = ""
     chat: str = ""
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import calendar
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
+from types import MappingProxyType
+from typing import Literal
 
 #: The most that any limit or budget may be: with it every sum fits into 53 bits, which is what a script has for them.
 MAX_RATE = 100_000_000
 MAX_BUDGET = 10**15
 
+_EMPTY: Mapping[str, Allowance] = MappingProxyType({})
 
-class Period(StrEnum):
-    """What a budget is for.  Periods begin and end by the calendar in UTC."""
 
-    DAY = "day"
-    MONTH = "month"
-    TOTAL = "total"
+#: What a budget is for.  Periods begin and end by the calendar in UTC.
+Period = Literal["day", "month", "total"]
 
 
 class Unit(StrEnum):
@@ -43,20 +44,34 @@ BUDGETS = (Unit.TOKEN_BUDGET, Unit.MONEY_BUDGET)
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How fast and how much at once.  None: not limited."""
+    """How fast, and how much at once.  None: not limited.  Raises ValueError for what is no limit."""
 
     requests_per_minute: int | None = None
     tokens_per_minute: int | None = None
     concurrent: int | None = None
 
+    def __post_init__(self) -> None:
+        for value in (self.requests_per_minute, self.tokens_per_minute, self.concurrent):
+            if value is not None and not 1 <= value <= MAX_RATE:
+                raise ValueError(f"a limit is a whole number from 1 to {MAX_RATE}")
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """How much in a period.  None: not bounded.  `money` is in micros."""
+    """How much in a period: money in micros, or tokens, or both.  Raises ValueError for what is no budget."""
 
     money: int | None
     tokens: int | None
     period: Period
+
+    def __post_init__(self) -> None:
+        for value in (self.money, self.tokens):
+            if value is not None and not 0 <= value <= MAX_BUDGET:
+                raise ValueError(f"a budget is a whole number from 0 to {MAX_BUDGET}")
+        if self.money is None and self.tokens is None:
+            raise ValueError("a budget is of money, of tokens or of both")
+        if self.period not in ("day", "month", "total"):
+            raise ValueError("a budget is for a day, a month or in total")
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +80,24 @@ class Allowance:
 
     limits: Limits | None = None
     budgets: tuple[Budget, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Metered:
+    """A model that is limited: what its meter is called, and its limits."""
+
+    name: str
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Allowances:
+    """What scopes may use: teams and users by their names, and all keys and users that have nothing of their own."""
+
+    key: Allowance = Allowance()
+    user: Allowance = Allowance()
+    teams: Mapping[str, Allowance] = field(default_factory=lambda: _EMPTY)
+    users: Mapping[str, Allowance] = field(default_factory=lambda: _EMPTY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,10 +135,10 @@ def meters_of(scope: str, allowance: Allowance, day: int) -> tuple[Meter, ...]:
 
 def period_of(period: Period, day: int) -> tuple[str, int]:
     """The id of the period that a day lies in, and the Unix second at which that is over (0: never)."""
-    if period is Period.TOTAL:
+    if period == "total":
         return "total", 0
     date = time.gmtime(day * 86_400)
-    if period is Period.DAY:
+    if period == "day":
         return time.strftime("%Y-%m-%d", date), (day + 1) * 86_400
     year, month = (date.tm_year, date.tm_mon + 1) if date.tm_mon < 12 else (date.tm_year + 1, 1)
     return time.strftime("%Y-%m", date), calendar.timegm((year, month, 1, 0, 0, 0))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+from gateway.domain.limits import Budget, Limits
 
 #: Request parameters that reach into the engine; a key needs the right of the same name to send one.
 PRIVILEGED_PARAMETERS = frozenset({"chat_template", "kv_transfer_params", "priority", "request_id"})
 
+_EMPTY: Mapping[str, str] = MappingProxyType({})
 
 #: The right to load and eject adapters with a client's key, through Open WebUI's own buttons.
 ADAPTERS_RIGHT = "adapters"
@@ -16,11 +21,21 @@ ADAPTERS_RIGHT = "adapters"
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A caller that was let in.  `allow`: which privileged parameters it may send, and further rights.
-    `models`: patterns (`*`, `?`, `[…]`; case counts) of the names that exist for it."""
+    `models`: patterns (`*`, `?`, `[…]`; case counts) of the names that exist for it.
+
+    `key`: the id of its key, "" for none.  `limits` and `budgets` are the key's own.  `metadata` is the operator's.
+    """
 
     name: str
     allow: frozenset[str] = frozenset()
     models: tuple[str, ...] = ("*",)
+    key: str = ""
+    team: str = ""
+    endpoints: frozenset[str] | None = None
+    expires: float | None = None
+    limits: Limits | None = None
+    budgets: tuple[Budget, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=lambda: _EMPTY, compare=False)
 
     def may_use(self, model: str) -> bool:
         """Whether the name exists for this caller.  Whoever may use an adapter may ask for each of its versions."""

@@ -11,6 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from gateway.domain.limits import Allowances, Metered
 from gateway.domain.principal import Principal
 from gateway.domain.secret import Secret
 
@@ -103,7 +104,7 @@ class Target:
     `model` is the name in the upstream (an engine's `name@sha12` for an adapter); `adapter` is `name@version` when
     an adapter answers.  `note` says why it is not ready, for people.  `strip_tools`: the model cannot use tools, so
     they are taken out; `strip_thinking`: it does not think, and is not asked to.  `developer_role` false: role
-    `developer` becomes `system`.
+    `developer` becomes `system`.  `metered`: the model's own limits, None for none.
     """
 
     upstream: str
@@ -117,6 +118,7 @@ class Target:
     developer_role: bool = True
     context_length: int | None = None
     price: Price | None = None
+    metered: Metered | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,7 @@ class Snapshot:
     auth_required: bool = True
     admin_key: bytes | None = None  # SHA-256 digest
     task_models: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+    allowances: Allowances = field(default_factory=Allowances)
 
     @property
     def ready(self) -> bool:

@@ -85,9 +85,20 @@ class Ledger(Protocol):
     """Where budgets begin when nothing counts them yet."""
 
     async def spent(self, scope: str, period: str) -> Spent:
-        """What the ledger says of the scope (`key:<id>` …) in the period (`2026-11-30`, `2026-11`, `total`).  Must not
-        raise: a ledger that cannot be read says what it last knew."""
+        """What the ledger says of the scope (`key:<id>` …) in the period (`2026-11-30`, `2026-11`, `total`): all that
+        was settled before its grant was released is in it.  Must not raise: a ledger that cannot be read says what it
+        last knew."""
         ...
+
+
+class _NoLedger:
+    """Has written nothing down: every budget begins whole when the gateway does."""
+
+    async def spent(self, scope: str, period: str) -> Spent:
+        return Spent(0, 0)
+
+
+NO_LEDGER: Ledger = _NoLedger()
 
 
 class Meters(Protocol):

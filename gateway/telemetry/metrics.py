@@ -98,6 +98,7 @@ class Metrics:
             "gateway_engine_state", "1 for the state that an engine is in.", ["upstream", "state"]
         )
         self._engine_restarts = self._counter("gateway_engine_restarts", "Restarts of an engine.", ["upstream"])
+        self._limits_mode = self._gauge("gateway_limits_mode", "1 for where limits are counted.", ["mode"])
         self._adapter_phases: dict[tuple[str, str], str] = {}
         self._engine_states: dict[str, str] = {}
 
@@ -185,6 +186,12 @@ class Metrics:
     def engine_restart(self, upstream: str) -> None:
         """An engine is started again after it died."""
         self._engine_restarts[(upstream,)].inc()
+
+    def limits_mode(self, mode: str) -> None:
+        """Limits are counted in this process alone by design (`memory`), with others (`shared`), or alone for now
+        (`local`)."""
+        for each in ("memory", "shared", "local"):
+            self._limits_mode.labels(each).set(1 if each == mode else 0)
 
     def watch(self, observe: Callable[[], Iterable[Occupancy]]) -> None:
         """Registers the source of the gauges that are read when they are scraped, by whatever thread does that."""

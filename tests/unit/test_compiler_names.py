@@ -189,7 +189,7 @@ def test_keys_are_digests() -> None:
     webui = {"name": "webui", "key": key, "allow": ["priority", "adapters"], "models": ["small", "support-*"]}
     auth = {"keys": [webui], "admin_key": "adm-0123456789abcdef"}
     snapshot = compile(config([vllm("a")], auth=auth, openwebui={"tasks": {"*": "small"}}), seen({}), 1)
-    principal = Principal("webui", frozenset({"priority", "adapters"}), ("small", "support-*"))
+    principal = Principal("webui", frozenset({"priority", "adapters"}), ("small", "support-*"), key="webui")
     assert snapshot.keys == {sha256(key.encode()).digest(): principal}
     assert snapshot.admin_key == sha256(b"adm-0123456789abcdef").digest()
     assert snapshot.auth_required

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gateway.domain.limits import MAX_BUDGET, MAX_RATE, Allowance, Budget, Limits, Meter, Period, Unit, meters_of
+from gateway.domain.limits import MAX_BUDGET, MAX_RATE, Allowance, Budget, Limits, Meter, Unit, meters_of
 from gateway.domain.secret import Secret
 from gateway.limits.grants import MINUTE, Denied, Grant, Spent
 from gateway.limits.memory import DEBT, Counts, MemoryMeters
@@ -186,7 +185,7 @@ async def test_a_top_up_is_refused_whole_where_one_budget_cannot_pay_it():
 def test_periods_are_named_and_end_by_the_calendar_in_utc():
     allowance = Allowance(
         Limits(requests_per_minute=5),
-        (Budget(1, 2, Period.DAY), Budget(None, 3, Period.MONTH), Budget(4, None, Period.TOTAL)),
+        (Budget(1, 2, "day"), Budget(None, 3, "month"), Budget(4, None, "total")),
     )
     december = 20_818  # 2026-12-31
     assert [(m.name, m.limit, m.ends) for m in meters_of("user:u", allowance, december)] == [
