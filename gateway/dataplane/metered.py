@@ -95,7 +95,7 @@ class Permit:
         if self._meters is not None and self._grant is not None:
             used = usage or _NOTHING
             self._meters.release(self._grant, used.prompt + used.completion, cost)
-            self._grant = None
+            self._meters = None
         self.check = _NEVER
 
 
