@@ -19,11 +19,12 @@ from tests.patience import LATE
 class Valkey:
     """A server that keeps its port.  It keeps no data over a restart, unless `keeps`."""
 
-    def __init__(self, folder: Path, *, keeps: bool = False) -> None:
+    def __init__(self, folder: Path, *, keeps: bool = False, password: str = "") -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.url = f"redis://{f':{password}@' if password else ''}127.0.0.1:{self.port}/0"
+        self._password = password
         self._folder = folder
         self._keeps = keeps
         self._process: subprocess.Popen[bytes] | None = None
@@ -31,6 +32,7 @@ class Valkey:
     def start(self) -> None:
         """Returns when it answers."""
         keeping = ["--appendonly", "yes", "--appendfsync", "always"] if self._keeps else ["--appendonly", "no"]
+        keeping += ["--requirepass", self._password] if self._password else []
         self._process = subprocess.Popen(
             [str(get_binary_path()), "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", *keeping],
             cwd=self._folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
@@ -41,13 +43,13 @@ class Valkey:
                 with self.client() as client:
                     client.ping()
                 return
-            except redis.ConnectionError:
+            except (redis.ConnectionError, redis.BusyLoadingError):
                 assert time.monotonic() < until, "Valkey does not start"
                 time.sleep(0.02)  # another process: there is no event to wait for
 
     def client(self) -> redis.Redis:
         """A connection of the test's own."""
-        return redis.Redis(port=self.port, decode_responses=True, socket_timeout=LATE)
+        return redis.Redis(port=self.port, password=self._password or None, decode_responses=True, socket_timeout=LATE)
 
     def freeze(self) -> None:
         """It accepts connections, and says nothing."""
@@ -69,9 +71,9 @@ class Valkey:
 
 
 @contextlib.contextmanager
-def valkey(folder: Path, *, started: bool = True, keeps: bool = False) -> Iterator[Valkey]:
+def valkey(folder: Path, *, started: bool = True, keeps: bool = False, password: str = "") -> Iterator[Valkey]:
     """A server for the length of the block."""
-    server = Valkey(folder, keeps=keeps)
+    server = Valkey(folder, keeps=keeps, password=password)
     if started:
         server.start()
     try:

@@ -204,12 +204,12 @@ def _refusal(denied: Denied, now: float) -> RateLimited:
     if meter.unit in BUDGETS:
         return _over_budget(denied, now, "You have used up")
     wait = denied.retry_after or 1.0
-    limit = f"{meter.limit} {_LIMITS[meter.unit]} of {_whose(meter)}"
+    limit = _of(meter, f"{meter.limit} {_LIMITS[meter.unit]}")
     if meter.unit is Unit.CONCURRENT:
-        message = f"All {limit} are running; try again when one of them has ended."
+        message = f"All of {limit} are running; try again when one has ended."
         return RateLimited(message, retry_after=wait, should_retry=True)
     used = "You have used" if meter.unit is Unit.REQUESTS or not denied.remaining else "This needs more than is left of"
-    message = f"{used} the {limit}; try again in {_in_words(wait)} (at {_clock_time(now + wait)} UTC)."
+    message = f"{used} {limit}; try again in {_in_words(wait)} (at {_clock_time(now + wait)} UTC)."
     standing = zip(
         _HEADERS[meter.unit], (b"%d" % meter.limit, b"%d" % denied.remaining, _span(round(denied.reset * 1000))),
         strict=True,
@@ -225,9 +225,9 @@ def _over_budget(denied: Denied, now: float, used: str) -> RateLimited:
         (f"{amount / _MICROS:,.2f}" if money else f"{amount:,}") for amount in (meter.limit, denied.remaining)
     )
     span = {"total": "in all"}.get(meter.period, "a month" if len(meter.period) == 7 else "a day")
-    message = f"{used} the budget of {_whose(meter)}, {limit}{unit} {span}"
+    message = f"{used} {_of(meter, 'budget')}, {limit}{unit} {span}"
     if denied.remaining:
-        message += f": {left}{unit} is left or reserved for what is running, and this may need more"
+        message += f": {left}{unit} {'is' if money else 'are'} left that nothing running needs, and this may need more"
     wait = None
     if meter.ends:
         wait = max(1.0, meter.ends - now)
@@ -240,11 +240,12 @@ def _over_budget(denied: Denied, now: float, used: str) -> RateLimited:
     )
 
 
-def _whose(meter: Meter) -> str:
+def _of(meter: Meter, what: str) -> str:
+    """What is somebody's, in words."""
     kind, _, name = meter.scope.partition(":")
-    if kind == "key":
-        return "this key"
-    return "yours" if kind == "user" else f"the {kind} '{name}'"
+    if kind == "user":
+        return f"your {what}"
+    return f"the {what} of {'this key' if kind == 'key' else f'the {kind} {name!r}'}"
 
 
 def _in_words(seconds: float) -> str:

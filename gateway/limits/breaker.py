@@ -27,12 +27,11 @@ class Breaker:
         self.open = self.open or opens
         return opens
 
-    def succeeded(self) -> bool:
-        """Whether this success has closed it."""
-        closes, self.open = self.open, False
-        if closes:
+    def succeeded(self) -> None:
+        """Closes it."""
+        if self.open:
+            self.open = False
             self._failures.clear()
-        return closes
 
     def pause(self) -> float:
         """Seconds until the next try."""

@@ -53,12 +53,8 @@ class Owner(Protocol):
         """Calls do not go through any more."""
         ...
 
-    def opened(self, why: str) -> None:
-        """It has been so for a while: it is a state now."""
-        ...
-
-    def closed(self) -> None:
-        """And now it is not any more."""
+    def given_up(self, why: str) -> None:
+        """They have not for a while: it is a state now, and not a moment."""
         ...
 
 
@@ -168,7 +164,7 @@ class Link:
                 with contextlib.suppress(RedisError, OSError):
                     await connection.disconnect(nowait=True)
             if self._breaker.failed(clock()):
-                self._owner.opened(why)
+                self._owner.given_up(why)
             await asyncio.sleep(self._breaker.pause())
 
     async def _greet(self, connection: AbstractConnection) -> None:
@@ -189,8 +185,7 @@ class Link:
         finally:
             self._tried.set()
         self.up = True
-        if self._breaker.succeeded():
-            self._owner.closed()
+        self._breaker.succeeded()
         self._owner.connected(answers)
 
     async def _next(self, connection: AbstractConnection) -> None:

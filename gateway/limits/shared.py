@@ -59,12 +59,14 @@ class SharedMeters:
         self._telling: dict[Meter, int] = {}  # of that, what a greeting tells that has not come to its end
         self._doubted: set[Meter] = set()  # budgets that were told what was spent, or not
         self._lost_at = 0
+        self._given_up = False
         self._beat: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Waits for Valkey for a moment, and goes on without it."""
         await self._link.start()
-        self._tell("shared" if self._link.up else "local")
+        if not self._link.up:
+            self._tell("local")
         self._beat = asyncio.create_task(self._beating(), name="leases")
 
     async def close(self) -> None:
@@ -127,6 +129,10 @@ class SharedMeters:
         self._owed.clear()
         self._counts = Counts()
         self.renew()
+        if self._given_up:
+            _log.warning("limits are shared again")
+            self._given_up = False
+        self._tell("shared")
 
     def lost(self) -> None:
         """As `Owner`: from now on this process counts alone."""
@@ -134,15 +140,11 @@ class SharedMeters:
         for grant in self._held.values():
             self._counts.adopt(grant)
 
-    def opened(self, why: str) -> None:
+    def given_up(self, why: str) -> None:
         """As `Owner`."""
         _log.warning("limits are counted in this process alone", extra={"why": why, "processes": self._share})
+        self._given_up = True
         self._tell("local")
-
-    def closed(self) -> None:
-        """As `Owner`."""
-        _log.warning("limits are shared again")
-        self._tell("shared")
 
     # With Valkey.
 

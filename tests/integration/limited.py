@@ -21,17 +21,19 @@ def configuration(
     upstream: OpenAIUpstream,
     *,
     key: Mapping[str, Any] | None = None,
+    keys: Iterable[Mapping[str, Any]] = (),
     defaults: Mapping[str, Any] | None = None,
     overrides: Mapping[str, Any] | None = None,
     url: str = "memory://",
     timeout: float = LATE,
     replicas: int = 1,
 ) -> dict[str, Any]:
-    """`key`: what the file says of the key KEY.  `timeout` is long: how fast a machine is, is no promise."""
+    """`key`: what the file says of the key KEY; `keys`: further ones.  `timeout` is long: how fast a machine is, is no
+    promise."""
     return {
         "auth": {
             "admin_key": ADMIN_KEY,
-            "keys": [{"name": "one", "key": KEY, **(key or {})}, {"name": "other", "key": OTHER}],
+            "keys": [{"name": "one", "key": KEY, **(key or {})}, {"name": "other", "key": OTHER}, *map(dict, keys)],
         },
         "limits": {"url": url, "timeout": timeout, "replicas": replicas, "defaults": dict(defaults or {})},
         "upstreams": [

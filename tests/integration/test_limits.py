@@ -76,7 +76,7 @@ async def test_a_place_is_given_back_however_a_request_ends(tmp_path: Path, endi
                     refused = await ask(gateway.url)
                     assert refused.status == 429
                     assert refused.error["message"] == (
-                        "All 1 requests at once of this key are running; try again when one of them has ended."
+                        "All of the 1 requests at once of this key are running; try again when one has ended."
                     )
                     assert refused.header("x-should-retry") == "true"
                 if ending.startswith("client leaves"):
