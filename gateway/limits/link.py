@@ -14,7 +14,6 @@ import contextlib
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
-from types import TracebackType
 from typing import Any, Protocol
 
 from redis.asyncio.connection import AbstractConnection, Connection, SSLConnection, parse_url
@@ -291,9 +290,7 @@ class _Patience:
         self._expired = True
         self._task.cancel()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._timer.cancel()
         if self._expired and self._task.uncancel() == 0 and kind is asyncio.CancelledError:
             raise TimeoutError(f"no answer within {self._seconds * 1000:.0f} ms") from None

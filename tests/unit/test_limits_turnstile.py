@@ -78,8 +78,8 @@ async def test_two_people_behind_one_key_have_limits_of_their_own() -> None:
         (await gate.admit(key(), user=user)).release(Usage(100, 4000), 0)
         refused = await gate.refusal(key(), user=user)
         assert refused.message == (
-            "You have used up your budget, 5,000 tokens a day: 900 tokens are left that nothing running needs, and this "
-            "may need more. It begins anew at 00:00 UTC on 1 December 2026, in 10 hours."
+            "You have used up your budget, 5,000 tokens a day: 900 tokens are left that nothing running needs, and "
+            "this may need more. It begins anew at 00:00 UTC on 1 December 2026, in 10 hours."
         )
 
 
