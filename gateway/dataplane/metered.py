@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from operator import is_
 
 from gateway.domain.call import Call, Endpoint
 from gateway.domain.errors import Forbidden, RateLimited, Reason
@@ -24,6 +25,7 @@ from gateway.domain.limits import (
     Budget,
     Limits,
     Meter,
+    Metered,
     Unit,
     meters_of,
 )
@@ -44,15 +46,39 @@ _NOTHING = Usage()
 Headers = list[tuple[bytes, bytes]]
 
 
+class _Bill:
+    """Whom a request is charged for, worked out once for all requests alike.  `counts`: for each meter, what of the
+    request it counts.  `rates`: the places of the rates in it, and the names of their headers."""
+
+    __slots__ = ("counts", "has_budgets", "in_money", "meters", "rates")
+
+    def __init__(self, meters: tuple[Meter, ...]) -> None:
+        self.meters = meters
+        self.counts = tuple(_COUNTS.get(meter.unit, _ONE) for meter in meters)
+        self.in_money = _MONEY in self.counts
+        self.has_budgets = any(meter.unit in BUDGETS for meter in meters)
+        self.rates = tuple(
+            (places, _HEADERS[unit])
+            for unit in RATES
+            if (places := tuple(place for place, meter in enumerate(meters) if meter.unit is unit))
+        )
+
+
 class Permit:
     """What a request was granted.  `check`: when an answer has so many tokens, `top_up` is due."""
 
-    __slots__ = ("_grant", "_meters", "_price", "_reserved", "_step", "check")
+    __slots__ = ("_bill", "_grant", "_meters", "_price", "_reserved", "_step", "check")
 
     def __init__(
-        self, meters: Meters | None = None, grant: Grant | None = None, answer: int = 0, price: Price | None = None
+        self,
+        meters: Meters | None = None,
+        bill: _Bill | None = None,
+        grant: Grant | None = None,
+        answer: int = 0,
+        price: Price | None = None,
     ) -> None:
         self._meters = meters
+        self._bill = bill
         self._grant = grant
         self._price = price
         self._reserved = self._step = answer
@@ -80,14 +106,13 @@ class Permit:
 
     def headers(self) -> Headers:
         """Where the limits stand that it was charged to, in OpenAI's words."""
-        if self._grant is None:
-            return []
         headers: Headers = []
-        for unit, words in _HEADERS.items():
-            if (standing := self._grant.standing(unit)) is not None:
-                headers += zip(
-                    words, (b"%d" % standing.limit, b"%d" % standing.remaining, _span(standing.reset)), strict=True
-                )
+        if self._grant is not None and self._bill is not None:
+            for places, (limit, remaining, reset) in self._bill.rates:
+                standing = self._grant.standing(places)
+                headers.append((limit, b"%d" % standing.limit))
+                headers.append((remaining, b"%d" % standing.remaining))
+                headers.append((reset, _span(standing.reset)))
         return headers
 
     def release(self, usage: Usage | None, cost: int) -> None:
@@ -105,63 +130,64 @@ class Turnstile:
     def __init__(self, meters: Meters, clock: Callable[[], float] = time.time) -> None:
         self._meters = meters
         self._clock = clock
-        self._known: dict[str, tuple[Limits | None, tuple[Budget, ...], int, tuple[Meter, ...]]] = {}
+        self._known: dict[tuple[str, str, str, str, int], tuple[_Source, _Bill]] = {}
 
     async def admit(self, call: Call, targets: Sequence[Target], allowances: Allowances) -> Permit:
         """Charges a call that may go to these targets.  Raises RateLimited, and Forbidden for a model without a price
         where money is counted."""
         now = self._clock()
-        meters = self._meters_of(call, targets[0], allowances, int(now) // _DAY)
-        if not meters:
+        bill = self._bill(call, targets[0], allowances, int(now) // _DAY)
+        if not bill.meters:
             return Permit()
         answer, bound = _answer(call, targets[0])
         prompt = call.size // _BYTES_PER_TOKEN
-        price = _price(call, targets) if any(meter.unit is Unit.MONEY_BUDGET for meter in meters) else None
-        tokens = prompt + answer
+        price = _price(call, targets) if bill.in_money else None
         cost = 0 if price is None else min(micros(price, prompt, answer), MAX_BUDGET)
-        amounts = [
-            cost if meter.unit is Unit.MONEY_BUDGET else tokens if meter.unit in _TOKENS else 1 for meter in meters
-        ]
-        granted = await self._meters.acquire(meters, amounts)
+        charged = (1, prompt + answer, cost)
+        granted = await self._meters.acquire(bill.meters, [charged[count] for count in bill.counts])
         if isinstance(granted, Denied):
             raise _refusal(granted, now)
-        permit = Permit(self._meters, granted, answer, price)
-        if bound > answer > 0 and any(meter.unit in BUDGETS for meter in meters):
+        permit = Permit(self._meters, bill, granted, answer, price)
+        if bill.has_budgets and bound > answer > 0:
             permit.watch()
         return permit
 
-    def _meters_of(self, call: Call, target: Target, allowances: Allowances, day: int) -> tuple[Meter, ...]:
-        principal, client = call.principal, call.client
-        limits, budgets = principal.limits, principal.budgets
-        if limits is None and not budgets:
-            limits, budgets = allowances.key.limits, allowances.key.budgets
-        meters: tuple[Meter, ...] = ()
-        if limits is not None or budgets:
-            meters = self._known_of(f"key:{principal.key or principal.name}", limits, budgets, day)
-        if principal.team and (team := allowances.teams.get(principal.team)) is not None:
-            meters += self._known_of(f"team:{principal.team}", team.limits, team.budgets, day)
-        if client.user:
-            user = allowances.users.get(client.user, allowances.user)
-            if user.limits is not None or user.budgets:
-                meters += self._known_of(f"user:{client.user}", user.limits, user.budgets, day)
-        if target.metered is not None:
-            meters += self._known_of(f"model:{target.metered.name}", target.metered.limits, (), day)
-        return meters
-
-    def _known_of(self, scope: str, limits: Limits | None, budgets: tuple[Budget, ...], day: int) -> tuple[Meter, ...]:
-        known = self._known.get(scope)
-        if known is not None and known[0] is limits and known[1] is budgets and known[2] == day:
-            return known[3]
+    def _bill(self, call: Call, target: Target, allowances: Allowances, day: int) -> _Bill:
+        principal, user, metered = call.principal, call.client.user, target.metered
+        name = principal.key or principal.name
+        team = allowances.teams.get(principal.team)
+        person = allowances.users.get(user, allowances.user) if user else None
+        who = (name, principal.team, user, "" if metered is None else metered.name, day)
+        source: _Source = (principal.limits, principal.budgets, allowances.key, team, person, metered)
+        known = self._known.get(who)
+        if known is not None and all(map(is_, known[0], source)):
+            return known[1]
+        own = Allowance(principal.limits, principal.budgets)
+        meters = meters_of(f"key:{name}", allowances.key if own == Allowance() else own, day)
+        if team is not None:
+            meters += meters_of(f"team:{principal.team}", team, day)
+        if person is not None:
+            meters += meters_of(f"user:{user}", person, day)
+        if metered is not None:
+            meters += meters_of(f"model:{metered.name}", Allowance(metered.limits), day)
         if len(self._known) >= _KNOWN:
             self._known.clear()
-        meters = meters_of(scope, Allowance(limits, budgets), day)
-        self._known[scope] = (limits, budgets, day, meters)
-        return meters
+        bill = _Bill(meters)
+        self._known[who] = (source, bill)
+        return bill
 
 
-_TOKENS = (Unit.TOKENS, Unit.TOKEN_BUDGET)
+#: What a bill was made of; the same objects give the same bill.
+_Source = tuple[Limits | None, tuple[Budget, ...], Allowance, Allowance | None, Allowance | None, Metered | None]
+_ONE, _TOKENS, _MONEY = range(3)
+_COUNTS = {Unit.TOKENS: _TOKENS, Unit.TOKEN_BUDGET: _TOKENS, Unit.MONEY_BUDGET: _MONEY}
 _HEADERS = {
-    unit: tuple(f"x-ratelimit-{word}-{unit}".encode() for word in ("limit", "remaining", "reset")) for unit in RATES
+    unit: (
+        f"x-ratelimit-limit-{unit}".encode(),
+        f"x-ratelimit-remaining-{unit}".encode(),
+        f"x-ratelimit-reset-{unit}".encode(),
+    )
+    for unit in RATES
 }
 #: What a limit is called, with its number before it.
 _LIMITS = {

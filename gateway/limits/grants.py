@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from gateway.domain.limits import Meter, Unit
+from gateway.domain.limits import Meter
 
 MINUTE = 60_000  # milliseconds
 
@@ -47,15 +47,17 @@ class Grant:
         self.lease = lease
         self.shared = shared
 
-    def standing(self, unit: Unit) -> Standing | None:
-        """The tightest of the rates that count this unit, as the grant has left it; None where there is none."""
+    def standing(self, places: tuple[int, ...]) -> Standing:
+        """The tightest of the rates at these places in `meters`, as the grant has left it."""
         tightest: Standing | None = None
-        for meter, level in zip(self.meters, self.levels, strict=True):
-            if meter.unit is unit:
-                limit = -(-meter.limit // self.share)
-                left = limit - -(-level // MINUTE)
-                if tightest is None or left < tightest.remaining:
-                    tightest = Standing(limit, left, -(-level // limit))
+        for place in places:
+            level = self.levels[place]
+            limit = -(-self.meters[place].limit // self.share)
+            left = limit - -(-level // MINUTE)
+            if tightest is None or left < tightest.remaining:
+                tightest = Standing(limit, left, -(-level // limit))
+        if tightest is None:
+            raise ValueError("no place was given")
         return tightest
 
 

@@ -281,6 +281,8 @@ class SharedMeters:
     def _holding(self, grant: Grant) -> Grant:
         if grant.lease:
             self._held[grant.lease] = grant
+            if grant.shared and not self._link.up:  # lost since, and not among those that were held then
+                self._counts.adopt(grant)
         return grant
 
     def _lease(self) -> str:
