@@ -235,7 +235,8 @@ if op == 'owe' then
   if unit == 'b' then
     if redis.call('EXISTS', KEYS[1]) == 1 then redis.call('HINCRBY', KEYS[1], 's', whole(amount)) end
   else
-    fill(KEYS[1], limit, math.min(level_of(KEYS[1], limit) + amount, limit * DEBT))
+    local level = level_of(KEYS[1], limit)
+    fill(KEYS[1], limit, math.max(level, math.min(level + amount, limit * MINUTE)))  -- it may be said twice
   end
   return {1, now}
 end

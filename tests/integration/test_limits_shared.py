@@ -309,6 +309,26 @@ async def test_alone_each_process_grants_its_part_and_tells_it_when_it_is_not_al
             assert isinstance(await two.acquire((PER_MINUTE,), [1]), Denied)
 
 
+async def test_what_was_used_alone_makes_nobody_wait_longer_than_a_minute_however_often_it_is_told(
+    tmp_path: Path,
+) -> None:
+    with valkey(tmp_path) as server:
+        gauge = Gauge()
+        async with meters(server, gauge=gauge) as one:
+            await killed(server, one, gauge)
+            assert len(await admitted(one, PER_MINUTE, 20)) == 10
+            told = one.greeting()
+            server.start()
+            await gauge.reaches("shared", _RECOVERY + LATE)
+            for _ in range(3):  # as after greetings that were heard, and whose answers were not
+                for call in told:
+                    await one._link.call(call)
+            denied = await one.acquire((PER_MINUTE,), [1])
+            assert isinstance(denied, Denied)
+            assert denied.retry_after is not None
+            assert denied.retry_after <= 6
+
+
 async def test_places_that_are_held_through_an_outage_are_held_after_it(tmp_path: Path) -> None:
     with valkey(tmp_path) as server:
         gauge = Gauge()
