@@ -18,11 +18,16 @@ from gateway.controlplane.config import Config
 from gateway.controlplane.keyadmin import KeyAdmin
 from gateway.controlplane.ledger import Ledger, ledger_url
 from gateway.controlplane.plane import ControlPlane
+from gateway.controlplane.spending import Spending
 from gateway.controlplane.toolparsers import with_tool_parsers
 from gateway.controlplane.usage import Usage
+from gateway.dataplane.metered import Turnstile
 from gateway.dataplane.pipeline import Pipeline
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.errors import StorageError
+from gateway.limits.grants import Books, Meters
+from gateway.limits.memory import MemoryMeters
+from gateway.limits.shared import SharedMeters
 from gateway.telemetry import logs
 from gateway.telemetry.metrics import Metrics
 
@@ -43,11 +48,13 @@ class Gateway:
         )
         self.ledger = Ledger(ledger_url(config.storage.url))
         self._admin = AdapterAdmin(self._plane, config)
+        self._meters = meters(config, Spending(self.ledger), self.metrics)
         self.pipeline = Pipeline(
             self.snapshots,
             self._upstreams,
             self.metrics,
             self.ledger,
+            Turnstile(self._meters),
             suspect=self._plane.suspect,
             demand=self._plane.demand,
             max_body=config.server.max_body_mib << 20,
@@ -76,6 +83,7 @@ class Gateway:
         """Serves until `stop` is asked.  Routing stops before engines do, and the ledger last.  Raises StorageError."""
         await self.ledger.start()
         try:
+            await self._meters.start()
             self.metrics.recovered(self.ledger.recovered)
             await self._admin.start()
             await self._plane.start()
@@ -106,6 +114,18 @@ class Gateway:
         self._upstreams.close()
         await self._admin.close()
         await self._plane.stop()
+        await self._meters.close()
+
+
+def meters(config: Config, books: Books, metrics: Metrics) -> Meters:
+    """Where the file says that limits are counted; `books` say what budgets begin with."""
+    settings = config.limits
+    if settings.url.reveal() == "memory://":
+        metrics.limits_mode("memory")
+        return MemoryMeters(books)
+    return SharedMeters(
+        settings.url, books, replicas=settings.replicas, timeout=settings.timeout, tell=metrics.limits_mode
+    )
 
 
 def edge_limits(config: Config) -> EdgeLimits:

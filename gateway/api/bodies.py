@@ -13,6 +13,8 @@ from adapters.sources.folder import NAME
 from adapters.sources.source import SourceError, parse_source
 from gateway.domain.entry import BY, By
 from gateway.domain.errors import InvalidRequest, TooLarge, UnsupportedMediaType
+from gateway.domain.limits import MAX_BUDGET, MAX_RATE, Budget, Limits, Period
+from gateway.domain.money import micros
 
 MAX_BYTES = 64 * 1024
 VERSION = re.compile(r"[0-9a-f]{12,64}", re.ASCII)
@@ -141,7 +143,36 @@ KeyPattern = Annotated[
 Metadata = Annotated[
     dict[Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,64}$")], KeyText], Field(max_length=16, description="Yours.")
 ]
+Rate = Annotated[int, Field(ge=1, le=MAX_RATE)] | None
 _LAST_SECOND = 253_402_300_799  # of the year 9999
+
+
+class KeyLimits(Body):
+    """How fast, and how much at once; null: not limited."""
+
+    requests_per_minute: Rate = Field(default=None, description="As many may come at once.")
+    tokens_per_minute: Rate = Field(default=None, description="Of prompts and answers together.")
+    concurrent: Rate = Field(default=None, description="Requests at once.")
+
+    def of_domain(self) -> Limits:
+        """As the data plane knows them."""
+        return Limits(**self.model_dump())
+
+
+class KeyBudget(Body):
+    """How much in a period: money, tokens or both."""
+
+    money: Annotated[float, Field(ge=0, le=1_000_000_000, strict=False)] | None = Field(
+        default=None, description="In the currency of the prices."
+    )
+    tokens: Annotated[int, Field(ge=0, le=MAX_BUDGET)] | None = Field(
+        default=None, description="Of prompts and answers together."
+    )
+    per: Period = Field(description="`day` and `month` are those of the calendar in UTC.")
+
+    def of_domain(self) -> Budget:
+        """As the data plane knows it.  Raises ValueError for one that bounds nothing."""
+        return Budget(None if self.money is None else micros(self.money), self.tokens, self.per)
 
 
 class KeySettings(Body):
@@ -157,14 +188,31 @@ class KeySettings(Body):
         default=None, description="Paths of the inference endpoints that it may use; null: all."
     )
     allow: Annotated[tuple[Right, ...], Field(max_length=32)] = Field(default=(), description="Further rights.")
+    limits: KeyLimits | None = Field(default=None, description="null: what holds for all keys, unless it has budgets.")
+    budgets: Annotated[tuple[KeyBudget, ...], Field(max_length=8)] = Field(
+        default=(), description="One for each period at most."
+    )
     metadata: Metadata = Field(default={}, description="Yours: at most 16 short texts.")
     expires: Annotated[int, Field(ge=0, le=_LAST_SECOND)] | None = Field(
         default=None, description="Unix seconds from which on it is refused; null: never."
     )
 
     def given(self) -> dict[str, Any]:
-        """Those that were given."""
-        return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+        """Those that were given.  Raises InvalidRequest for a budget that bounds nothing, or two for one period."""
+        given = {name: getattr(self, name) for name in sorted(self.model_fields_set)}
+        if self.limits is not None:
+            given["limits"] = self.limits.of_domain()
+        if "budgets" in given:
+            given["budgets"] = self._budgets()
+        return given
+
+    def _budgets(self) -> tuple[Budget, ...]:
+        if len({budget.per for budget in self.budgets}) < len(self.budgets):
+            raise InvalidRequest("budgets: two are for the same period.", param="budgets")
+        try:
+            return tuple(budget.of_domain() for budget in self.budgets)
+        except ValueError as error:
+            raise InvalidRequest(f"budgets: {error}.", param="budgets") from None
 
 
 class CreateKey(KeySettings):

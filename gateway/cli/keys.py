@@ -18,6 +18,9 @@ from gateway.cli.output import Failure, complain, print_json, print_table, say
 
 _PAGE = 1000  # rows that are asked for at once
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+_BUDGET = re.compile(
+    r"(?:(?P<tokens>\d{1,15})tokens|(?P<money>\d{1,9}(?:\.\d{1,6})?))/(?P<period>day|month|total)", re.ASCII
+)
 _DURATION = re.compile(r"(\d{1,6})([smhdw])", re.ASCII)
 
 app = typer.Typer(help="API keys of a running gateway.", no_args_is_help=True)
@@ -39,6 +42,16 @@ Endpoints = Annotated[
     list[str] | None,
     typer.Option("--endpoint", help="An endpoint that it may use, by path; may be repeated.", metavar="PATH"),
 ]
+Requests = Annotated[int | None, typer.Option("--rpm", help="Requests a minute.", metavar="N", min=1)]
+Tokens = Annotated[int | None, typer.Option("--tpm", help="Tokens a minute.", metavar="N", min=1)]
+Concurrent = Annotated[int | None, typer.Option(help="Requests at once.", metavar="N", min=1)]
+Budgets = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--budget", help="What it may use: 20/month (money), 1000000tokens/day, 5/total; may be repeated.",
+        metavar="AMOUNT/PERIOD",
+    ),
+]  # fmt: skip
 Rights = Annotated[list[str] | None, typer.Option(help="A further right; may be repeated.", metavar="RIGHT")]
 
 
@@ -51,12 +64,20 @@ def create(
     model: Models = None,
     endpoint: Endpoints = None,
     allow: Rights = None,
+    rpm: Requests = None,
+    tpm: Tokens = None,
+    concurrent: Concurrent = None,
+    budget: Budgets = None,
     url: Url = DEFAULT_URL,
     admin_key: AdminKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key, and print it this once."""
-    wanted = {"name": name, **_settings(owner, team, expires, model, endpoint, allow)}
+    wanted = {
+        "name": name,
+        **_settings(owner, team, expires, model, endpoint, allow),
+        **_bounds(rpm, tpm, concurrent, budget),
+    }
     with Admin(url, admin_key) as admin:
         made = admin.call("POST", "keys", wanted)
     _show_secret(made, f"The key {made['name']} ({made['id']}) is made. It is shown this once: keep it.", as_json)
@@ -101,16 +122,20 @@ def configure(
     model: Models = None,
     endpoint: Endpoints = None,
     allow: Rights = None,
+    rpm: Requests = None,
+    tpm: Tokens = None,
+    concurrent: Concurrent = None,
+    budget: Budgets = None,
     url: Url = DEFAULT_URL,
     admin_key: AdminKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Change a key; what is not given stays."""
-    settings = _settings(owner, team, expires, model, endpoint, allow)
+    settings = _settings(owner, team, expires, model, endpoint, allow) | _bounds(rpm, tpm, concurrent, budget)
     if name is not None:
         settings["name"] = name
     if not settings:
-        raise Failure("nothing to set: give --name, --owner, --team, --expires, --model, --endpoint or --allow")
+        raise Failure("nothing to set: `gateway keys set --help` shows what there is")
     with Admin(url, admin_key) as admin:
         changed = admin.call("PATCH", f"keys/{_part(key)}", settings)
     if as_json:
@@ -173,6 +198,32 @@ def _settings(
     return settings
 
 
+def _bounds(rpm: int | None, tpm: int | None, concurrent: int | None, budgets: list[str] | None) -> dict[str, Any]:
+    """Limits and budgets, where any are given: together they replace those there are."""
+    bounds: dict[str, Any] = {}
+    if (rpm, tpm, concurrent) != (None, None, None):
+        bounds["limits"] = {"requests_per_minute": rpm, "tokens_per_minute": tpm, "concurrent": concurrent}
+    if budgets is not None:
+        bounds["budgets"] = merged_budgets(budgets)
+    return bounds
+
+
+def merged_budgets(texts: list[str]) -> list[dict[str, Any]]:
+    """Budgets as they are written on the command line, one for each period; "none" for none.  Raises Failure."""
+    if texts == ["none"]:
+        return []
+    found: dict[str, dict[str, Any]] = {}
+    for text in texts:
+        if (parts := _BUDGET.fullmatch(text)) is None:
+            raise Failure(f"{text!r} is no budget: write 20/month, 1000000tokens/day, 5/total or none")
+        unit, amount = ("tokens", int(parts["tokens"])) if parts["tokens"] else ("money", float(parts["money"]))
+        budget = found.setdefault(parts["period"], {"per": parts["period"]})
+        if unit in budget:
+            raise Failure(f"{text!r}: there is another one for {unit} and this period")
+        budget[unit] = amount
+    return list(found.values())
+
+
 def moment(text: str, now: float) -> int | None:
     """Unix seconds of a date (UTC where it does not say otherwise) or of a duration from now on; None for "never".
     Raises Failure."""
@@ -205,11 +256,22 @@ def _part(key: str) -> str:
 def _told(name: str, value: Any) -> str:
     if name in ("created", "expires", "revoked", "previous_until"):
         return _moment(value, "never" if name == "expires" else "")
+    if name == "limits":
+        return ", ".join(f"{limit}={count}" for limit, count in (value or {}).items() if count is not None) or "as all"
+    if name == "budgets":
+        return ", ".join(map(_budget, value))
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, dict):
         return ", ".join(f"{key}={text}" for key, text in value.items())
     return "all" if value is None else str(value)
+
+
+def _budget(budget: dict[str, Any]) -> str:
+    money, tokens = budget["money"], budget["tokens"]
+    parts = [f"{money:g}"] if money is not None else []
+    parts += [f"{tokens}tokens"] if tokens is not None else []
+    return "/".join([" and ".join(parts), budget["per"]])
 
 
 def _moment(seconds: int | None, otherwise: str = "") -> str:

@@ -31,6 +31,7 @@ from gateway.controlplane.observed import EngineEndpoint, Observed, UpstreamStat
 from gateway.controlplane.offering import Offering, Place, Scene, offered
 from gateway.domain import snapshot
 from gateway.domain.keys import NO_KEYS
+from gateway.domain.limits import Allowances
 from gateway.domain.listing import ListedModel
 from gateway.domain.people import People, Sharing, Team
 from gateway.domain.secret import Secret
@@ -57,6 +58,7 @@ class Compiler:
         self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
         self._own_models = {model.id: model for model in config.models}
         self._people = people_of(config)
+        self._allowances = allowances_of(config)
         self._task_models = MappingProxyType(dict(config.openwebui.tasks))
         self._adapters = AdapterNames()
         self._records = Memo(self._record)
@@ -104,6 +106,7 @@ class Compiler:
                 pepper=observed.keys.pepper,
                 task_models=self._task_models,
                 people=self._people,
+                allowances=self._allowances,
             )
         return last
 
@@ -134,6 +137,17 @@ class Compiler:
 
     def _own_name(self, name: str, wanted: tuple[Wanted, ...]) -> Named:
         return naming.of_file(self._own_models[name], wanted)
+
+
+def allowances_of(config: Config) -> Allowances:
+    """What the file lets each scope use."""
+    limits = config.limits
+    return Allowances(
+        key=limits.defaults.key.of_domain(),
+        user=limits.defaults.user.of_domain(),
+        teams=MappingProxyType({team.name: team.of_domain() for team in config.teams}),
+        users=MappingProxyType({user: scope.of_domain() for user, scope in limits.users.items()}),
+    )
 
 
 def model_names(config: Config, observed: Observed) -> frozenset[str]:

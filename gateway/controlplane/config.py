@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from gateway.controlplane import values
 from gateway.controlplane.values import (
@@ -32,16 +32,21 @@ from gateway.controlplane.values import (
     ParameterName,
     Prefix,
     QueryName,
+    Rate,
     RoleName,
     Seconds,
+    SecretSchema,
     SecretText,
     TaskName,
     Text,
     Tokens,
+    UserId,
     VariableName,
     Word,
 )
 from gateway.domain import snapshot
+from gateway.domain.limits import MAX_BUDGET, Allowance, Budget, Limits, Period
+from gateway.domain.secret import Secret
 
 _DEFAULT_TIMEOUTS = snapshot.Timeouts()
 _DEFAULT_CONCURRENCY = snapshot.Concurrency()
@@ -90,6 +95,59 @@ class Server(Section):
     """Addresses and networks of proxies whose `X-Forwarded-For` is believed."""
 
 
+class LimitSettings(Section):
+    """How fast, and how much at once; what is null is not limited."""
+
+    requests_per_minute: Rate | None = None
+    """Requests a minute; as many may come at once."""
+    tokens_per_minute: Rate | None = None
+    """Tokens a minute, of prompts and answers together; as many may come at once."""
+    concurrent: Rate | None = None
+    """Requests at once."""
+
+    def of_domain(self) -> Limits:
+        """As the data plane knows them."""
+        return Limits(**self.model_dump())
+
+
+class BudgetSettings(Section):
+    """How much in a period; what is null is not bounded."""
+
+    money: Annotated[float, Field(ge=0, le=1_000_000_000), values.NUMERIC] | None = None
+    """In the currency of the prices."""
+    tokens: Annotated[int, Field(ge=0, le=MAX_BUDGET), values.NUMERIC] | None = None
+    """Tokens, of prompts and answers together."""
+    per: Period
+    """`day`, `month` (both by the calendar in UTC) or `total`."""
+
+    def of_domain(self) -> Budget:
+        """As the data plane knows it."""
+        money = None if self.money is None else round(self.money * 1_000_000)
+        return Budget(money, self.tokens, self.per)
+
+
+class ScopeSettings(Section):
+    """How much somebody may use that has no limits and no budgets of their own."""
+
+    limits: LimitSettings = LimitSettings()
+    """How fast, and how much at once."""
+    budgets: Annotated[tuple[BudgetSettings, ...], Field(max_length=8)] = ()
+    """How much in a period."""
+
+    def of_domain(self) -> Allowance:
+        """As the data plane knows it."""
+        return Allowance(self.limits.of_domain(), tuple(budget.of_domain() for budget in self.budgets))
+
+
+class LimitDefaults(Section):
+    """How much those may use of whom nothing else is said."""
+
+    key: ScopeSettings = ScopeSettings()
+    """Each key that has no limits and no budgets of its own."""
+    user: ScopeSettings = ScopeSettings()
+    """Each user that has no limits and no budgets of their own."""
+
+
 class ClientKey(Section):
     """A key that may use `/v1`."""
 
@@ -107,6 +165,10 @@ class ClientKey(Section):
     """Name of the team that it belongs to, and with it everybody behind it who is in no other."""
     users: Literal["optional", "required"] = "optional"
     """`required`: each request must prove which person it is for."""
+    limits: LimitSettings | None = None
+    """How fast, and how much at once; null: `limits.defaults.key`, unless it has budgets."""
+    budgets: Annotated[tuple[BudgetSettings, ...], Field(max_length=8)] = ()
+    """How much in a period."""
 
 
 class Auth(Section):
@@ -159,6 +221,14 @@ class TeamSettings(Section):
     """Names, or patterns of names, of groups in Open WebUI whose members are in it."""
     models: Annotated[tuple[ModelPattern, ...], Field(min_length=1, max_length=256)] = ("*",)
     """Names, or patterns of names, that the team may use."""
+    limits: LimitSettings = LimitSettings()
+    """How fast, and how much at once, all of them together."""
+    budgets: Annotated[tuple[BudgetSettings, ...], Field(max_length=8)] = ()
+    """How much in a period, all of them together."""
+
+    def of_domain(self) -> Allowance:
+        """What the team may use, as the data plane knows it."""
+        return ScopeSettings(limits=self.limits, budgets=self.budgets).of_domain()
 
 
 class Storage(Section):
@@ -168,11 +238,22 @@ class Storage(Section):
     """`sqlite:///` and the path of a file."""
 
 
-class Limits(Section):
-    """Where rate limits are counted."""
+class LimitsStore(Section):
+    """Where limits are counted, and how much everybody may use."""
 
-    url: Annotated[str, BeforeValidator(values.limits_url)] = "memory://"
-    """`memory://`: in this process."""
+    url: Annotated[Secret, SecretSchema(header=False), AfterValidator(values.limits_url)] = Field(
+        default="memory://", validate_default=True
+    )
+    """`memory://`: in this process.  `redis://` or `valkey://` (with TLS `rediss://`), with `user:password@` before the
+    host and `/number` of the database after it: by all gateways that are given the same."""
+    timeout: Annotated[float, Field(ge=0.005, le=10), values.NUMERIC] = 0.05
+    """Seconds that an answer from there may take, before the limits are counted in this process."""
+    replicas: Annotated[int, Field(ge=1, le=1000), values.NUMERIC] = 1
+    """Gateways that share the limits, as long as the store has never been reached; then it says how many there are."""
+    defaults: LimitDefaults = LimitDefaults()
+    """How much those may use of whom nothing else is said."""
+    users: dict[UserId, ScopeSettings] = {}
+    """Id of a user → how much that one may use, in place of `defaults.user`."""
 
 
 class Log(Section):
@@ -268,8 +349,12 @@ class Description(Section):
     """Whether the model can call tools.  false: tools are taken out of requests."""
     vision: bool | None = None
     """Whether the model sees images."""
-    price: Price | None = None
-    """What a million tokens cost; shown in the usage."""
+    price: Annotated[
+        Price | None, BeforeValidator(values.free, json_schema_input_type=Price | Literal["free"] | None)
+    ] = None
+    """What a million tokens cost, or "free"; shown in the usage.  null: nobody with a budget in money may use it."""
+    limits: LimitSettings | None = None
+    """How fast, and how much at once, for everybody together."""
 
 
 class Override(Description):
@@ -477,8 +562,8 @@ class Config(Section):
     """Teams; whoever fits several is in the first."""
     storage: Storage = Storage()
     """Where the gateway keeps what must outlive it."""
-    limits: Limits = Limits()
-    """Where rate limits are counted."""
+    limits: LimitsStore = LimitsStore()
+    """Where limits are counted, and how much everybody may use."""
     log: Log = Log()
     """What the gateway says of its work."""
     timeouts: Timeouts = Timeouts()

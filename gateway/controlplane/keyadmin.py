@@ -17,6 +17,8 @@ from gateway.controlplane.plane import ControlPlane
 from gateway.domain import keys
 from gateway.domain.audit import Act, Actor
 from gateway.domain.errors import Conflict, InvalidRequest, NotFound
+from gateway.domain.limits import Budget, Limits
+from gateway.domain.money import MILLION
 from gateway.domain.secret import Secret
 
 Page = dict[str, Any]
@@ -152,6 +154,7 @@ class KeyAdmin:
             "models": list(record.models),
             "endpoints": None if record.endpoints is None else list(record.endpoints),
             "allow": list(record.allow),
+            **_bounds(record.limits, record.budgets),
             "metadata": dict(record.metadata),
             "created": record.created,
             "expires": record.expires,
@@ -175,16 +178,35 @@ def _of_file(key: ClientKey) -> Page:
         "source": "file",
         "state": "active",
         "owner": "",
-        "team": key.team,
+        "team": key.team or "",
         "models": list(key.models),
         "endpoints": None if key.endpoints is None else list(key.endpoints),
         "allow": list(key.allow),
+        **_bounds(
+            None if key.limits is None else key.limits.of_domain(),
+            tuple(budget.of_domain() for budget in key.budgets),
+        ),
         "metadata": {},
         "created": None,
         "expires": None,
         "revoked": None,
         "rotation": 0,
         "previous_until": None,
+    }
+
+
+def _bounds(limits: Limits | None, budgets: tuple[Budget, ...]) -> Page:
+    """Limits and budgets as they are set."""
+    return {
+        "limits": None if limits is None else asdict(limits),
+        "budgets": [
+            {
+                "money": None if budget.money is None else budget.money / MILLION,
+                "tokens": budget.tokens,
+                "per": budget.period,
+            }
+            for budget in budgets
+        ],
     }
 
 

@@ -126,6 +126,8 @@ def _of_file(key: ClientKey) -> Principal:
         team=key.team or "",
         users_required=key.users == "required",
         endpoints=endpoints,
+        limits=None if key.limits is None else key.limits.of_domain(),
+        budgets=tuple(budget.of_domain() for budget in key.budgets),
     )
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from gateway.controlplane.cards import Presence, card, described, shared
 from gateway.controlplane.config import Description, ModelSettings
 from gateway.controlplane.observed import AdapterStatus, Phase
-from gateway.controlplane.offering import Offering, Place, price_of
+from gateway.controlplane.offering import Offering, Place, metered_as, price_of
 from gateway.domain.snapshot import Readiness, Route, Split, Target, Variant
 
 
@@ -187,6 +187,7 @@ def _own(place: Place, model: ModelSettings) -> Place:
         place.target,
         context_length=model.context_length or place.target.context_length,
         price=price_of(model) or place.target.price,
+        metered=metered_as(model.id, model) or place.target.metered,
         strip_tools=place.target.strip_tools if model.tools is None else not model.tools,
     )
     return replace(place, target=target, facts=replace(place.facts, name=None, description=None, parent=None))

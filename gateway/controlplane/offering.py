@@ -9,6 +9,7 @@ from gateway.controlplane.cards import Facts, described, facts_of
 from gateway.controlplane.config import Description, UpstreamSettings
 from gateway.controlplane.observed import AdapterStatus, Phase, UpstreamState
 from gateway.domain import money
+from gateway.domain.limits import Metered
 from gateway.domain.listing import ListedModel
 from gateway.domain.snapshot import Readiness, Target
 
@@ -121,6 +122,7 @@ class Offering:
             developer_role=self.upstream.knows_developer_role,
             context_length=facts.context_length,
             price=price_of(override),
+            metered=metered_as(f"{self.upstream.name}/{model}", override),
         )
 
     def _facts(self, model: ListedModel) -> Facts:
@@ -198,6 +200,11 @@ def _readiness(upstream: UpstreamSettings, scene: Scene) -> tuple[Readiness, str
             return Readiness.DOWN, f"the upstream '{upstream.name}' does not answer"
         case UpstreamState.FAILED:
             return Readiness.DOWN, f"the engine '{upstream.name}' has failed, the operator must look at it"
+
+
+def metered_as(name: str, by: Description | None) -> Metered | None:
+    """What is limited under this name, where something is."""
+    return None if by is None or by.limits is None else Metered(name, by.limits.of_domain())
 
 
 def price_of(by: Description | None) -> money.Price | None:

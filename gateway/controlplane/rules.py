@@ -14,6 +14,7 @@ from gateway.controlplane import values
 from gateway.controlplane.config import (
     AttachedAdapters,
     Auth,
+    BudgetSettings,
     Config,
     EngineSettings,
     TimeoutOverrides,
@@ -91,6 +92,27 @@ def _keys(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
         yield from _strength(("auth", "keys", index, "key"), key.key)
         if key.key == auth.admin_key:
             yield Mistake(("auth", "keys", index, "key"), "is the admin key as well", "make a key for each of the two")
+
+
+def _budgets(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    defaults = config.limits.defaults
+    places: list[tuple[Loc, tuple[BudgetSettings, ...]]] = [
+        (("limits", "defaults", "key", "budgets"), defaults.key.budgets),
+        (("limits", "defaults", "user", "budgets"), defaults.user.budgets),
+    ]
+    places += [(("auth", "keys", index, "budgets"), key.budgets) for index, key in enumerate(config.auth.keys)]
+    places += [(("teams", index, "budgets"), team.budgets) for index, team in enumerate(config.teams)]
+    places += [(("limits", "users", user, "budgets"), scope.budgets) for user, scope in config.limits.users.items()]
+    for loc, budgets in places:
+        yield from budget_mistakes(loc, budgets)
+
+
+def budget_mistakes(loc: Loc, budgets: tuple[BudgetSettings, ...]) -> Iterator[Mistake]:
+    """What is wrong with the budgets of one scope."""
+    yield from _duplicates(loc, "per", [budget.per for budget in budgets])
+    for index, budget in enumerate(budgets):
+        if budget.money is None and budget.tokens is None:
+            yield Mistake((*loc, index), "bounds nothing", "write money, tokens or both")
 
 
 def _pepper(loc: Loc, auth: Auth) -> Iterator[Mistake]:
@@ -367,4 +389,15 @@ def _duplicates(loc: Loc, key: str | None, items: Iterable[Hashable]) -> Iterato
 
 
 #: All rules, in the order of the file.
-RULES: tuple[_Rule, ...] = (_listening, _keys, _users, _teams, _timeouts, _upstreams, _models, _tasks, _adapters)
+RULES: tuple[_Rule, ...] = (
+    _listening,
+    _keys,
+    _budgets,
+    _users,
+    _teams,
+    _timeouts,
+    _upstreams,
+    _models,
+    _tasks,
+    _adapters,
+)

@@ -16,6 +16,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from gateway.domain.call import Endpoint
+from gateway.domain.limits import MAX_RATE
 from gateway.domain.principal import ADAPTERS_RIGHT, PRIVILEGED_PARAMETERS
 from gateway.domain.secret import Secret
 
@@ -185,12 +186,35 @@ def storage_url(value: object) -> str:
     return url
 
 
-def limits_url(value: object) -> str:
-    """Where limits are counted; this process is all that is understood."""
-    url = _text(value)
-    if url != "memory://":
-        raise wrong("must be memory://", "limits are counted in this process; leave the key out")
-    return url
+def limits_url(value: Secret) -> Secret:
+    """Where limits are counted: this process, or a Valkey or Redis.  The URL is a secret: it may hold a password."""
+    url = value.reveal()
+    hint = "write memory://, or redis://host:6379/0"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise wrong("is not a URL with a valid host and port", hint) from None
+    if url == "memory://":
+        return value
+    if parts.scheme not in {"redis", "rediss", "valkey", "valkeys"}:
+        raise wrong("must begin with memory://, redis://, rediss:// or valkey://", hint)
+    if not parts.hostname or not _is_host(parts.hostname) or port == 0:
+        raise wrong("has no valid host", hint)
+    if parts.query or parts.fragment:
+        raise wrong("must not hold a query or a fragment", hint)
+    if not re.fullmatch(r"(/\d{0,5})?", parts.path):
+        raise wrong("has a path that is not the number of a database", hint)
+    return value
+
+
+def free(value: object) -> object:
+    """Lets "free" stand beside a price."""
+    if isinstance(value, str):
+        if value == "free":
+            return {"input": 0, "output": 0}
+        raise wrong("must be a price or free", "write {input: 0.25, output: 2}, or free")
+    return value
 
 
 class Pattern:
@@ -271,6 +295,7 @@ ModelId = Annotated[str, Pattern(_VISIBLE + "{1,256}", "write at most 256 charac
 Prefix = Annotated[str, Pattern(_VISIBLE + "{0,64}", "write at most 64 characters, without spaces")]
 ModelPattern = Annotated[str, Pattern(_VISIBLE + "{1,256}", 'write a name, or a pattern as "support-*"')]
 NamePattern = Annotated[str, Pattern(r"[^\x00-\x1f\x7f,]{1,256}", 'write a name, or a pattern as "*@example.org"')]
+UserId = Annotated[str, Pattern(r"[^\x00-\x1f\x7f]{1,256}", "write the id as the access log has it")]
 RoleName = Annotated[str, Pattern(r"[A-Za-z0-9_-]{1,64}", "write a role as Open WebUI has it: admin, user")]
 ParameterName = Annotated[str, Pattern(r"[A-Za-z_][A-Za-z0-9_.-]{0,127}", "write a parameter's name")]
 TaskName = Annotated[str, Pattern(r"\*|[a-z][a-z0-9_]{0,63}", 'write a task as title_generation, or "*"')]
@@ -289,6 +314,7 @@ EnginePath = Annotated[str, BeforeValidator(engine_path)]
 SecretText = Annotated[Secret, SecretSchema(header=True)]
 AnySecret = Annotated[Secret, SecretSchema(header=False)]
 Seconds = Annotated[float, Field(gt=0, le=86_400), NUMERIC]
+Rate = Annotated[int, Field(ge=1, le=MAX_RATE), NUMERIC]
 Count = Annotated[int, Field(ge=1, le=1_000_000), NUMERIC]
 Tokens = Annotated[int, Field(ge=1, le=100_000_000), NUMERIC]
 Loras = Annotated[int, Field(ge=1, le=1024), NUMERIC]

@@ -132,6 +132,8 @@ class Attempt:
                         await reply.stream(self._headers(request))
                     record.last_byte = now
                     await reply.event(out)
+                    if decoder.tokens >= record.permit.check:
+                        await record.permit.top_up(decoder.tokens)
                 if reply.committed:
                     scope.phase = "stream"
                     scope.streaming(timeouts.byte_idle, timeouts.token_idle, event=bool(out))
@@ -221,7 +223,7 @@ class Attempt:
         if request.dropped:
             names = ",".join(name for name in request.dropped if name.isascii() and name.isidentifier())
             headers.append((b"x-gateway-dropped-params", names[:500].encode()))
-        return headers
+        return headers + self._record.permit.headers()
 
 
 def _without_credentials(body: bytes, upstream: Upstream) -> bytes:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from gateway.dataplane.metered import Permit
 from gateway.domain.call import Call, Endpoint
 from gateway.domain.entry import Entry
 from gateway.domain.errors import GatewayError, Reason
@@ -82,6 +83,7 @@ class Record:
     attempts: int = 0
     usage: Usage | None = None
     progress: Progress | None = None
+    permit: Permit = field(default_factory=Permit)
     first_byte: float | None = None
     last_byte: float | None = None
     _position: int = 0
@@ -136,6 +138,7 @@ class Record:
             self._settlement = self.ledger.settled(self._entry(reason.value, usage or _NOTHING, cost, duration))
         else:
             self.metrics.unaccounted()
+        self.permit.release(usage, cost)
         ttft = None if self.first_byte is None else self.first_byte - self.started
         if reason in (Reason.CLIENT_CANCEL, Reason.SLOW_CLIENT):
             self.metrics.cancelled(phase)

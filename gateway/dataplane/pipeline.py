@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from gateway.dataplane import admit
 from gateway.dataplane.dispatch import Attempt
+from gateway.dataplane.metered import Turnstile
 from gateway.dataplane.metering import Ledger, Record
 from gateway.dataplane.planner import Planner
 from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
@@ -45,7 +46,7 @@ class Pipeline:
 
     `suspect` is told the name of an upstream that could not be reached or has lost a model, so that the control plane
     looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.  `ledger` is
-    what a client's answer waits for, at its beginning and at its end.
+    what a client's answer waits for, at its beginning and at its end; `turnstile` refuses what is too much.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Pipeline:
         upstreams: Upstreams,
         metrics: Metrics,
         ledger: Ledger,
+        turnstile: Turnstile,
         suspect: Callable[[str], None],
         demand: Callable[[str], None],
         max_body: int,
@@ -63,6 +65,7 @@ class Pipeline:
         self._upstreams = upstreams
         self._metrics = metrics
         self._ledger = ledger
+        self._turnstile = turnstile
         self._suspect = suspect
         self._max_body = max_body
         self._own_secret = os.urandom(32)  # of the cache salts, where the operator gives none
@@ -175,6 +178,7 @@ class Pipeline:
         """Serves the call from its plan; from another one for the same version of an adapter, if that turns out to be
         where it is not.  The one time-out of the whole counts from the first plan."""
         snapshot, planned = await self._planner.plan(call, scope, record, reply)
+        record.permit = await self._turnstile.admit(call, planned.targets, snapshot.allowances)
         scope.limit(snapshot.upstreams[planned.targets[0].upstream].timeouts.total)
         for plans_left in reversed(range(_PLANS)):
             failure = await self._try(call, snapshot, planned, scope, record, reply)

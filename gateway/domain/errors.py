@@ -3,6 +3,7 @@
     GatewayError
     ├── Refusal            the request, the key or the moment is wrong: the client's side
     │   ├── InvalidRequest · Unauthenticated · Forbidden · NotFound · Conflict · TooLarge …
+    │   ├── RateLimited    a limit is reached, or a budget used up
     │   └── Overloaded     no slot in time, draining, no target ready
     ├── StorageError       what must outlive the gateway cannot be read or written
     ├── Unaccounted        what a request used cannot be written down
@@ -179,6 +180,32 @@ class Overloaded(Refusal):
         self, message: str, *, retry_after: float = 1.0, code: str | None = None, reason: Reason | None = None
     ) -> None:
         super().__init__(message, code=code, reason=reason, retry_after=retry_after, should_retry=True)
+
+
+class RateLimited(Refusal):
+    """429: a limit is reached or a budget used up.  `standing`: the `x-ratelimit-*` headers."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    reason = Reason.LIMIT
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None,
+        should_retry: bool,
+        standing: Iterable[tuple[bytes, bytes]] = (),
+        type: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message, type=type, code=code, retry_after=retry_after, should_retry=should_retry)
+        self.standing = tuple(standing)
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """With where the limit stands."""
+        return [*super().headers(), *self.standing]
 
 
 class StorageError(GatewayError):

@@ -26,7 +26,7 @@ class Principal:
     `key`: the id of its key, `team`: that which it belongs to, "" for none.  `users_required`: it stands for people,
     and each request must say for whom.  `rotation`: how often that key had been rotated when the secret was made that
     it showed.  `endpoints`: paths of the inference endpoints that it may use, None for all.  `expires`: Unix seconds
-    from which on it is not let in.  `metadata` is the operator's.
+    from which on it is not let in.  `limits` and `budgets` are the key's own.  `metadata` is the operator's.
     """
 
     name: str

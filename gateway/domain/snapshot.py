@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any
 
 from gateway.domain.keys import UNPEPPERED, Pepper
+from gateway.domain.limits import Allowances, Metered
 from gateway.domain.money import Price
 from gateway.domain.people import People
 from gateway.domain.principal import Principal
@@ -98,7 +99,7 @@ class Target:
     `model` is the name in the upstream (an engine's `name@sha12` for an adapter); `adapter` is `name@version` when
     an adapter answers.  `note` says why it is not ready, for people.  `strip_tools`: the model cannot use tools, so
     they are taken out; `strip_thinking`: it does not think, and is not asked to.  `developer_role` false: role
-    `developer` becomes `system`.
+    `developer` becomes `system`.  `metered`: the model's own limits, None for none.
     """
 
     upstream: str
@@ -112,6 +113,7 @@ class Target:
     developer_role: bool = True
     context_length: int | None = None
     price: Price | None = None
+    metered: Metered | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ class Snapshot:
     pepper: Pepper = UNPEPPERED
     task_models: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     people: People = field(default_factory=People)
+    allowances: Allowances = field(default_factory=Allowances)
 
     @property
     def ready(self) -> bool:

@@ -118,6 +118,7 @@ class Metrics:
             "Requests without a row: refused because the ledger was in trouble, or before they were opened.",
             registry=self.registry,
         )
+        self._limits_mode = self._gauge("gateway_limits_mode", "1 for where limits are counted.", ["mode"])
         self._adapter_phases: dict[tuple[str, str], str] = {}
         self._engine_states: dict[str, str] = {}
 
@@ -223,6 +224,12 @@ class Metrics:
     def engine_restart(self, upstream: str) -> None:
         """An engine is started again after it died."""
         self._engine_restarts[(upstream,)].inc()
+
+    def limits_mode(self, mode: str) -> None:
+        """Limits are counted in this process alone by design (`memory`), with others (`shared`), or alone for now
+        (`local`)."""
+        for each in ("memory", "shared", "local"):
+            self._limits_mode.labels(each).set(1 if each == mode else 0)
 
     def watch(self, observe: Callable[[], Iterable[Occupancy]]) -> None:
         """Registers the source of the gauges that are read when they are scraped, by whatever thread does that."""

@@ -104,7 +104,7 @@ def composed(values: Mapping[str, str]) -> dict[str, Any]:
 
 def mounts(service: Mapping[str, Any]) -> dict[str, tuple[str, bool]]:
     """Where → (what, whether it is read-only)."""
-    parts = [volume.split(":") for volume in service["volumes"]]
+    parts = [volume.split(":") for volume in service.get("volumes", [])]
     return {where: (what, mode == ["ro"]) for what, where, *mode in parts}
 
 
@@ -253,7 +253,7 @@ def test_no_read_only_service_has_a_secret_from_the_environment(stack: dict[str,
         assert not (service.get("read_only") and given), name
 
 
-def test_only_the_gateway_reaches_engines_and_ollama(stack: dict[str, Any]) -> None:
+def test_only_the_gateway_reaches_engines_ollama_and_valkey(stack: dict[str, Any]) -> None:
     apart = {
         name
         for name, network in stack["networks"].items()
@@ -261,7 +261,7 @@ def test_only_the_gateway_reaches_engines_and_ollama(stack: dict[str, Any]) -> N
     }
     members = {name: set(service.get("networks", ["default"])) - apart for name, service in stack["services"].items()}
     engines = {"engine-gpu", "engine-cpu"}  # never both: each is a profile of its own
-    for name in (*engines, "ollama"):
+    for name in (*engines, "ollama", "valkey"):
         near = {other for other, networks in members.items() if networks & members[name]}
         assert near - {name} - engines == {"gateway"}, name
         assert all(stack["networks"][network]["internal"] for network in members[name]), name

@@ -14,6 +14,7 @@ from gateway.api import pages
 from gateway.api.edge import Edge
 from gateway.api.guard import EdgeLimits
 from gateway.api.routes import RouteTable
+from gateway.dataplane.metered import Turnstile
 from gateway.dataplane.pipeline import Pipeline
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.keys import UNPEPPERED
@@ -28,6 +29,8 @@ from gateway.domain.snapshot import (
     Timeouts,
     Upstream,
 )
+from gateway.limits.grants import NO_LEDGER
+from gateway.limits.memory import MemoryMeters
 from gateway.telemetry.metrics import Metrics
 from tests import wire
 from tests.fakes.adapter_admin import MemoryAdapters
@@ -75,7 +78,7 @@ class DataPlane:
         self.holder = SnapshotHolder()
         self.upstreams = Upstreams(idle=lambda *place: self.idled.append(place))
         self.pipeline = Pipeline(
-            self.holder, self.upstreams, self.metrics, self.ledger,
+            self.holder, self.upstreams, self.metrics, self.ledger, Turnstile(MemoryMeters(NO_LEDGER)),
             suspect=self._suspect, demand=self._demand, max_body=2**20,
         )  # fmt: skip
         self.metrics.watch(self.upstreams.occupancy)

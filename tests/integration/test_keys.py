@@ -150,7 +150,7 @@ async def test_a_long_list_comes_in_parts(gateway: Keyed) -> None:
         {"name": "x", "expires": -1}, {"name": "x", "expires": "soon"}, {"name": "x", "expires": 1.5},
         {"name": "x", "metadata": {"a": 1}}, {"name": "x", "metadata": {"a b": "c"}},
         {"name": "x", "metadata": {str(n): "x" for n in range(17)}}, {"name": "x", "owner": "x" * 257},
-        {"name": "x", "key": "sk-mine"}, {"name": "x", "id": "12345678"}, {"name": "x", "limits": {}},
+        {"name": "x", "key": "sk-mine"}, {"name": "x", "id": "12345678"}, {"name": "x", "limits": {"concurrent": 0}},
     ],
     ids=str,
 )  # fmt: skip
