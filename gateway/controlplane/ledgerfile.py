@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Insert, select
 from sqlalchemy.dialects.sqlite import dialect, insert
 
 from gateway.controlplane import migrations
-from gateway.controlplane.ledgertables import OPEN, REQUESTS, USAGE_DAYS
+from gateway.controlplane.ledgertables import OPEN, REQUESTS, USAGE_DAYS, day_of, first_of
 from gateway.controlplane.sqlitefile import SQLiteFile
 from gateway.domain import money
 from gateway.domain.entry import SUMS, Entry
@@ -69,6 +69,7 @@ class LedgerFile:
         self._raw = cast(sqlite3.Connection, connection.connection.driver_connection)
         self._boot = boot
         self._running: set[str] = set()  # whose rows are in OPEN
+        self._seq = -1  # of the last row in REQUESTS; -1 when it must be looked up
 
     @classmethod
     def open(cls, url: str, boot: str) -> Self:
@@ -109,6 +110,7 @@ class LedgerFile:
         except BaseException:
             with suppress(sqlite3.Error):
                 execute("ROLLBACK")
+            self._seq = -1
             raise
         self._running.update(entry.request_id for entry in opened)
         self._running -= batch.settled.keys()
@@ -145,7 +147,11 @@ class LedgerFile:
         day = int(time.time()) // _DAY
         if running:
             execute(_CLOSED, (json.dumps(list(running)),))
-        _SETTLED.run(execute, [(day, *_values(entry)) for entry in entries])
+        if day_of(self._seq) != day:
+            (last,) = execute(_LAST, (first_of(day + 1),)).fetchone()
+            self._seq = max(last or 0, first_of(day))
+        _SETTLED.run(execute, [(seq, *_values(entry)) for seq, entry in enumerate(entries, self._seq + 1)])
+        self._seq += len(entries)
         sums: dict[tuple[str, ...], list[Any]] = {}
         for entry in entries:
             total = sums.get(of := _of(entry))
@@ -207,7 +213,8 @@ def _opened() -> Insert:
 
 
 _OPENED = _Rows(_opened(), (*_FIELDS, "boot"))
-_SETTLED = _Rows(insert(REQUESTS), ("day", *_FIELDS))
+_SETTLED = _Rows(insert(REQUESTS), ("seq", *_FIELDS))
 _ADDED = _Rows(_added(), tuple(USAGE_DAYS.c.keys()))
 _MARKED = "UPDATE open_requests SET completion = mark.value FROM json_each(?) AS mark WHERE request_id = mark.key"
+_LAST = "SELECT max(seq) FROM requests WHERE seq < ?"
 _CLOSED = "DELETE FROM open_requests WHERE request_id IN (SELECT value FROM json_each(?))"

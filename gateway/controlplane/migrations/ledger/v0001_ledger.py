@@ -23,11 +23,9 @@ def upgrade() -> None:
     op.create_table(
         "requests",
         sql.Column("seq", sql.Integer, primary_key=True),
-        sql.Column("day", sql.Integer, nullable=False),
         sql.Column("request_id", sql.Text, nullable=False, unique=True),
         *_entry(),
     )
-    op.create_index("requests_day", "requests", ["day"])
     names = ("key", "team", "user", "model", "adapter", "upstream")
     sums = ("requests", "prompt", "completion", "cached", "reasoning", "cost")
     op.create_table(
