@@ -72,7 +72,7 @@ REQUESTS = Table(
     *_entry(),
 )
 
-#: The sums of REQUESTS: changed in the transaction that writes there.
+#: The sums of REQUESTS.  A trigger adds each row that is written there, and takes it out of OPEN.
 USAGE_DAYS = Table(
     "usage_days",
     METADATA,

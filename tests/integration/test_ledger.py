@@ -344,9 +344,4 @@ def _fill(connection: Connection, count: int) -> None:
         ((20_000 + 30 * number // count << 32) + number + 1, *(getattr(one, name) for name in Entry.__slots__))
         for number, one in enumerate(made)
     )
-    raw = connection.connection.driver_connection
-    raw.executemany(insert, values)
-    connection.exec_driver_sql(
-        "INSERT INTO usage_days SELECT seq >> 32, key, team, user, model, adapter, upstream, max(key_name), count(*), "
-        "sum(prompt), sum(completion), sum(cached), sum(reasoning), sum(cost) FROM requests GROUP BY 1,2,3,4,5,6,7"
-    )
+    connection.connection.driver_connection.executemany(insert, values)
