@@ -2,7 +2,8 @@
 
 The data plane hands over what happens, which costs it one append to a queue.  One thread writes it down: whatever waits
 at a moment is one transaction, and nobody waits for company.  A row survives the end of this process as soon as it is
-written, and that of the machine a second later at the latest.
+written, and that of the machine a second later at the latest.  That a request runs is written before its client is
+shown anything, or after a quarter of a second: one that has ended by then is written once.
 
 When the file cannot be written nothing is dropped: what is to be written stays here and is written when it can be,
 whoever waits for it is told, and the data plane lets nobody in (`trouble`).  After the disk itself has failed nothing
@@ -37,6 +38,7 @@ _T = TypeVar("_T")
 _SYNC = 1.0  # seconds between two moments at which what is written becomes safe against the end of the machine
 _RETRY = 1.0  # seconds until what could not be written is tried again
 _MOST = 2000  # things that are done in one transaction
+_EARLY = 0.25  # seconds until a request that runs is written that shows nothing to its client before
 
 
 def ledger_url(storage: str) -> str:
@@ -47,17 +49,15 @@ def ledger_url(storage: str) -> str:
 
 @dataclass(slots=True)
 class _Turn:
-    """What the thread does next.  `position`: how far this is in the queue."""
+    """What the thread does next."""
 
     batch: Batch = field(default_factory=Batch)
-    position: int = 0
     waiting: list[asyncio.Future[None]] = field(default_factory=list)
     questions: list[tuple[Callable[[Connection], Any], concurrent.futures.Future[Any]]] = field(default_factory=list)
     last: bool = False
 
-    def open(self, position: int, entry: Entry) -> None:
+    def open(self, entry: Entry, _: None) -> None:
         self.batch.open(entry)
-        self.position = position
 
     def mark(self, request_id: str, completion: int) -> None:
         self.batch.mark(request_id, completion)
@@ -82,11 +82,12 @@ class Ledger:
     def __init__(self, url: str) -> None:
         self._url = url
         self._queue: queue.SimpleQueue[tuple[Callable[..., None], Any, Any]] = queue.SimpleQueue()
-        self._position = 0  # the loop's
+        # The loop's: requests that run and that the thread does not know of.
+        self._early: dict[str, Callable[[], Entry]] = {}
+        self._flush: asyncio.TimerHandle | None = None
         self._thread: threading.Thread | None = None
         self._over = concurrent.futures.Future[None]()
         # The thread's; anybody may read them.
-        self._written = 0
         self._trouble: StorageError | None = None
         self._unwritten = 0
         self.recovered = 0  # requests that an earlier life of the gateway had left unsettled
@@ -107,20 +108,22 @@ class Ledger:
     @property
     def depth(self) -> int:
         """How much is handed over and not yet written, about."""
-        return self._queue.qsize() + self._unwritten
+        return self._queue.qsize() + len(self._early) + self._unwritten
 
-    def opened(self, entry: Entry) -> int:
-        """A request runs, and this much is known of it; said again when more is.  Returns a position for `reached`."""
-        self._position += 1
-        self._queue.put((_Turn.open, self._position, entry))
-        return self._position
+    def opened(self, request_id: str, known: Callable[[], Entry]) -> None:
+        """A request runs; `known` tells what is known of it at that moment, as often as it is asked.  Said again when
+        more is known than was."""
+        self._early[request_id] = known
+        if self._flush is None:
+            self._flush = self._loop.call_later(_EARLY, self._hand_over)
 
-    async def reached(self, position: int) -> None:
-        """Returns when everything up to there is written.  Raises Unaccounted when it cannot be."""
-        if self._written < position:
-            done = self._loop.create_future()
-            self._queue.put((_Turn.wait, done, None))
-            await done
+    async def shown(self, request_id: str) -> None:
+        """Returns when it is written that this request runs.  Raises Unaccounted when it cannot be."""
+        if (known := self._early.pop(request_id, None)) is not None:
+            self._queue.put((_Turn.open, known(), None))
+        done = self._loop.create_future()
+        self._queue.put((_Turn.wait, done, None))
+        await done
 
     def checkpoint(self, request_id: str, completion: int) -> None:
         """A request that runs has had so many tokens."""
@@ -129,6 +132,7 @@ class Ledger:
     def settled(self, entry: Entry) -> asyncio.Future[None]:
         """A request has ended: from now on it is not forgotten, and it is written when the future is done.  Its
         exception is Unaccounted; nobody needs to look at it."""
+        self._early.pop(entry.request_id, None)
         done = self._loop.create_future()
         self._queue.put((_Turn.settle, entry, done))
         return done
@@ -143,9 +147,18 @@ class Ledger:
     async def close(self) -> None:
         """Returns when everything is written that can be; then another gateway may open the file."""
         if self._thread is not None:
+            if self._flush is not None:
+                self._flush.cancel()
+            self._hand_over()
             self._queue.put((_Turn.end, None, None))
             await asyncio.wrap_future(self._over)
             self._thread.join()
+
+    def _hand_over(self) -> None:
+        self._flush = None
+        for known in self._early.values():
+            self._queue.put((_Turn.open, known(), None))
+        self._early.clear()
 
     # In the thread
 
@@ -187,7 +200,6 @@ class Ledger:
                         file.sync()
                         dirty, synced = False, time.monotonic()
                     self._recover()
-                    self._written = turn.position
                 except Exception as error:  # noqa: BLE001 - whatever it is, requests are told and rows are kept
                     lasting = self._fail(file, error)
             self._unwritten = len(turn.batch)

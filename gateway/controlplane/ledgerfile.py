@@ -20,10 +20,10 @@ from sqlalchemy import Connection, Insert, select
 from sqlalchemy.dialects.sqlite import dialect, insert
 
 from gateway.controlplane import migrations
-from gateway.controlplane.ledgertables import OPEN, REQUESTS, USAGE_DAYS
+from gateway.controlplane.ledgertables import OPEN, REQUESTS, day_of, first_of
 from gateway.controlplane.sqlitefile import SQLiteFile
 from gateway.domain import money
-from gateway.domain.entry import SUMS, Entry
+from gateway.domain.entry import Entry
 from gateway.domain.errors import Reason
 from gateway.domain.usage import Usage
 
@@ -32,7 +32,6 @@ _SIZES = (64, 8, 1)  # rows in one statement
 _DAY = 86_400  # seconds
 _FIELDS = tuple(field.name for field in fields(Entry))
 _values = attrgetter(*_FIELDS)
-_of = attrgetter("key", "team", "user", "model", "adapter", "upstream")
 
 
 @dataclass(slots=True)
@@ -68,7 +67,7 @@ class LedgerFile:
         self._connection = connection
         self._raw = cast(sqlite3.Connection, connection.connection.driver_connection)
         self._boot = boot
-        self._running: set[str] = set()  # whose rows are in OPEN
+        self._seq = -1  # of the last row in REQUESTS; -1 when it must be looked up
 
     @classmethod
     def open(cls, url: str, boot: str) -> Self:
@@ -95,23 +94,26 @@ class LedgerFile:
     def write(self, batch: Batch) -> None:
         """Writes all of it, or nothing.  It outlives this process, however that ends; the machine's end only after the
         next `sync`.  Raises sqlite3.Error."""
-        execute = self._raw.execute
-        execute("BEGIN IMMEDIATE")
+        opened = [entry for name, entry in batch.opened.items() if name not in batch.settled]
+        marks = {name: tokens for name, tokens in batch.marks.items() if name not in batch.settled}
+        todo = _OPENED.statements([(*_values(entry), self._boot) for entry in opened])
+        if marks:
+            todo.append((_MARKED, (json.dumps(marks),)))
         try:
-            opened = [entry for name, entry in batch.opened.items() if name not in batch.settled]
-            if opened:
-                _OPENED.run(execute, [(*_values(entry), self._boot) for entry in opened])
-            if marks := {name: tokens for name, tokens in batch.marks.items() if name not in batch.settled}:
-                execute(_MARKED, (json.dumps(marks),))
-            if batch.settled:
-                self._settle(batch.settled.values(), batch.settled.keys() & self._running)
-            execute("COMMIT")
+            todo += _SETTLED.statements(self._numbered(batch.settled.values()))
+            if len(todo) == 1:  # is a transaction by itself
+                self._run(*todo[0])
+                return
+            self._run("BEGIN IMMEDIATE")
+            for text, values in todo:
+                self._run(text, values)
+            self._run("COMMIT")
         except BaseException:
-            with suppress(sqlite3.Error):
-                execute("ROLLBACK")
+            if self._raw.in_transaction:
+                with suppress(sqlite3.Error):
+                    self._raw.execute("ROLLBACK")
+            self._seq = -1
             raise
-        self._running.update(entry.request_id for entry in opened)
-        self._running -= batch.settled.keys()
 
     def sync(self) -> None:
         """Makes what was written safe against the end of the machine.  Raises sqlite3.Error."""
@@ -124,7 +126,6 @@ class LedgerFile:
         batch = Batch()
         for row in left:
             batch.settle(_crashed(Entry(*row)))
-            self._running.add(row.request_id)
         if left:
             self.write(batch)
         self.sync()
@@ -140,25 +141,20 @@ class LedgerFile:
         self._connection.close()
         self._file.give_back()
 
-    def _settle(self, entries: Collection[Entry], running: Collection[str]) -> None:
-        execute = self._raw.execute
+    def _numbered(self, entries: Collection[Entry]) -> list[tuple[Any, ...]]:
+        """The rows of requests that end today."""
+        if not entries:
+            return []
         day = int(time.time()) // _DAY
-        if running:
-            execute(_CLOSED, (json.dumps(list(running)),))
-        _SETTLED.run(execute, [(day, *_values(entry)) for entry in entries])
-        sums: dict[tuple[str, ...], list[Any]] = {}
-        for entry in entries:
-            total = sums.get(of := _of(entry))
-            if total is None:
-                total = sums[of] = ["", 0, 0, 0, 0, 0, 0]
-            total[0] = entry.key_name
-            total[1] += 1
-            total[2] += entry.prompt
-            total[3] += entry.completion
-            total[4] += entry.cached
-            total[5] += entry.reasoning
-            total[6] += entry.cost
-        _ADDED.run(execute, [(day, *of, *total) for of, total in sums.items()])
+        if day_of(self._seq) != day:
+            (last,) = self._raw.execute(_LAST, (first_of(day + 1),)).fetchone()
+            self._seq = max(last or 0, first_of(day))
+        rows = [(seq, *_values(entry)) for seq, entry in enumerate(entries, self._seq + 1)]
+        self._seq += len(rows)
+        return rows
+
+    def _run(self, text: str, values: Sequence[Any] = ()) -> None:
+        self._raw.execute(text, values)
 
 
 def _crashed(entry: Entry) -> Entry:
@@ -180,23 +176,15 @@ class _Rows:
         head, _, tail = one.partition(row)
         self._texts = {size: head + ", ".join([row] * size) + tail for size in _SIZES}
 
-    def run(self, execute: Callable[[str, Sequence[Any]], Any], rows: Sequence[tuple[Any, ...]]) -> None:
-        left = iter(rows)
-        count = len(rows)
+    def statements(self, rows: Sequence[tuple[Any, ...]]) -> list[tuple[str, Sequence[Any]]]:
+        """As few as there can be."""
+        left, count = iter(rows), len(rows)
+        todo: list[tuple[str, Sequence[Any]]] = []
         for size, text in self._texts.items():
             while count >= size:
-                execute(text, [value for row in islice(left, size) for value in row])
+                todo.append((text, [value for row in islice(left, size) for value in row]))
                 count -= size
-
-
-def _added() -> Insert:
-    statement = insert(USAGE_DAYS)
-    names = ("requests", *SUMS.values())
-    new = statement.excluded
-    return statement.on_conflict_do_update(
-        index_elements=list(USAGE_DAYS.primary_key),
-        set_={"key_name": new["key_name"], **{name: USAGE_DAYS.c[name] + new[name] for name in names}},
-    )
+        return todo
 
 
 def _opened() -> Insert:
@@ -207,7 +195,6 @@ def _opened() -> Insert:
 
 
 _OPENED = _Rows(_opened(), (*_FIELDS, "boot"))
-_SETTLED = _Rows(insert(REQUESTS), ("day", *_FIELDS))
-_ADDED = _Rows(_added(), tuple(USAGE_DAYS.c.keys()))
+_SETTLED = _Rows(insert(REQUESTS), ("seq", *_FIELDS))
 _MARKED = "UPDATE open_requests SET completion = mark.value FROM json_each(?) AS mark WHERE request_id = mark.key"
-_CLOSED = "DELETE FROM open_requests WHERE request_id IN (SELECT value FROM json_each(?))"
+_LAST = "SELECT max(seq) FROM requests WHERE seq < ?"

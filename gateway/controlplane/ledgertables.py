@@ -8,9 +8,21 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Column, Index, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, Integer, MetaData, Table, Text
 
 METADATA = MetaData()
+
+_NUMBERS = 32  # bits of `seq` for the requests of one day
+
+
+def first_of(day: int) -> int:
+    """What is below the `seq` of every request of this day, and above those of the day before."""
+    return day << _NUMBERS
+
+
+def day_of(seq: int) -> int:
+    """The day of a request."""
+    return seq >> _NUMBERS
 
 
 def _entry() -> list[Column[Any]]:
@@ -50,18 +62,17 @@ OPEN = Table(
     Column("boot", Text, nullable=False),
 )
 
-#: Requests that have ended, in the order in which they were written.
+#: Requests that have ended, by day and in the order in which they were written: `seq` is `first_of` the day and a
+#: number, so that it needs no further index.
 REQUESTS = Table(
     "requests",
     METADATA,
     Column("seq", Integer, primary_key=True),
-    Column("day", Integer, nullable=False),
     Column("request_id", Text, nullable=False, unique=True),
     *_entry(),
-    Index("requests_day", "day"),
 )
 
-#: The sums of REQUESTS: changed in the transaction that writes there.
+#: The sums of REQUESTS.  A trigger adds each row that is written there, and takes it out of OPEN.
 USAGE_DAYS = Table(
     "usage_days",
     METADATA,

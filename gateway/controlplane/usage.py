@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy import Connection, func, select
 
 from gateway.controlplane.ledger import Ledger
-from gateway.controlplane.ledgertables import REQUESTS, USAGE_DAYS
+from gateway.controlplane.ledgertables import REQUESTS, USAGE_DAYS, day_of, first_of
 from gateway.domain.entry import SUMS
 from gateway.domain.errors import InvalidRequest, StorageError
 
@@ -27,7 +27,6 @@ _OUTSIDE = {inside: outside for outside, inside in SUMS.items()} | {
     "first_byte": "first_byte_us",
     "duration": "duration_us",
 }
-_HIDDEN = ("seq", "day")
 
 
 class Usage:
@@ -45,7 +44,7 @@ class Usage:
         """The sums from `since` to `until`, both included, for each value of `by` (domain.entry.BY); of one key, if it
         is given.  Days in their order; anything else with what costs most first."""
         found: dict[str, Row] = {}
-        day = await self._ledger.ask(_next_day(USAGE_DAYS.c.day, _number(since, 0) - 1))
+        day = await self._ledger.ask(_next_day(_number(since, 0) - 1))
         while day is not None and day <= _number(until, day):
             for row in await self._ledger.ask(_of_day(day, by, key)):
                 value = _text(day) if by == "day" else row["of"]
@@ -54,7 +53,7 @@ class Usage:
                     total["name"] = row["name"]
                 for name in _SUMS:
                     total[name] += row[name]
-            day = await self._ledger.ask(_next_day(USAGE_DAYS.c.day, day))
+            day = await self._ledger.ask(_next_day(day))
         if by == "day":
             return list(found.values())
         return sorted(found.values(), key=lambda row: (-row["cost_micros"], -row["requests"], row[by]))
@@ -69,7 +68,8 @@ class Usage:
         return rows[:limit], len(rows) > limit
 
 
-def _next_day(column: Any, day: int) -> Callable[[Connection], int | None]:
+def _next_day(day: int) -> Callable[[Connection], int | None]:
+    column = USAGE_DAYS.c.day
     return lambda connection: connection.execute(select(func.min(column)).where(column > day)).scalar()
 
 
@@ -85,25 +85,21 @@ def _of_day(day: int, by: str, key: str | None) -> Callable[[Connection], list[R
 
 def _page(connection: Connection, since: date | None, until: date | None, after: str | None, limit: int) -> list[Row]:
     columns = REQUESTS.c
-    seq = 0
-    if after is None:
-        day = _next_day(columns.day, _number(since, 0) - 1)(connection)
-    else:
-        last = connection.execute(select(columns.day, columns.seq).where(columns.request_id == after)).one_or_none()
+    behind = first_of(_number(since, 0))
+    if after is not None:
+        last = connection.execute(select(columns.seq).where(columns.request_id == after)).scalar()
         if last is None:
             raise InvalidRequest("There is no request of that id to go on from.", param="after")
-        day, seq = last
-    rows: list[Row] = []
-    while day is not None and day <= _number(until, day) and len(rows) < limit:
-        asked = select(REQUESTS).where(columns.day == day, columns.seq > seq).order_by(columns.seq)
-        rows += [_shown(row) for row in connection.execute(asked.limit(limit - len(rows))).mappings()]
-        day, seq = _next_day(columns.day, day)(connection), 0
-    return rows
+        behind = max(behind, last)
+    asked = select(REQUESTS).where(columns.seq > behind).order_by(columns.seq).limit(limit)
+    if until is not None:
+        asked = asked.where(columns.seq < first_of(_number(until, 0) + 1))
+    return [_shown(row) for row in connection.execute(asked).mappings()]
 
 
 def _shown(row: Any) -> Row:
-    shown = {str(_OUTSIDE.get(name, name)): value for name, value in row.items() if name not in _HIDDEN}
-    return {"day": _text(row["day"]), **shown}
+    shown = {str(_OUTSIDE.get(name, name)): value for name, value in row.items() if name != "seq"}
+    return {"day": _text(day_of(row["seq"])), **shown}
 
 
 def _number(day: date | None, default: int) -> int:

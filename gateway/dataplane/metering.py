@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -35,12 +35,13 @@ class Ledger(Protocol):
         """Why nothing can be written at this moment, None when it can."""
         ...
 
-    def opened(self, entry: Entry) -> int:
-        """A request runs, and this much is known of it; said again when more is.  Returns a position for `reached`."""
+    def opened(self, request_id: str, known: Callable[[], Entry]) -> None:
+        """A request runs; `known` tells what is known of it at that moment, as often as it is asked.  Said again when
+        more is known than was."""
         ...
 
-    async def reached(self, position: int) -> None:
-        """Returns when everything up to there outlives a `kill -9`.  Raises Unaccounted when it cannot be written."""
+    async def shown(self, request_id: str) -> None:
+        """Returns when that this request runs outlives a `kill -9`.  Raises Unaccounted when it cannot be written."""
         ...
 
     def checkpoint(self, request_id: str, completion: int) -> None:
@@ -48,7 +49,7 @@ class Ledger(Protocol):
         ...
 
     def settled(self, entry: Entry) -> Awaitable[None]:
-        """A request has ended.  Handed over by the call; what is returned ends, or raises, as `reached` does, and may
+        """A request has ended.  Handed over by the call; what is returned ends, or raises, as `shown` does, and may
         be left alone."""
         ...
 
@@ -86,7 +87,8 @@ class Record:
     permit: Permit = field(default_factory=Permit)
     first_byte: float | None = None
     last_byte: float | None = None
-    _position: int = 0
+    _expected: int = 0  # tokens of the prompt
+    _opened: bool = False
     _settled: bool = False
     _settlement: Awaitable[None] | None = None
 
@@ -99,12 +101,13 @@ class Record:
 
     def open(self, call: Call) -> None:
         """From now on the ledger knows that the request runs, and what is known of it."""
-        expected = Usage(call.size // _BYTES_PER_TOKEN, estimated=True)
-        self._position = self.ledger.opened(self._entry("", expected, 0, 0))
+        self._expected = call.size // _BYTES_PER_TOKEN
+        self._opened = True
+        self.ledger.opened(self.request_id, self._known)
 
     async def opened(self) -> None:
         """Returns when it could not be forgotten any more: before the client is shown anything.  Raises Unaccounted."""
-        await self.ledger.reached(self._position)
+        await self.ledger.shown(self.request_id)
 
     def checkpoint(self) -> None:
         """Notes how far a stream is."""
@@ -133,7 +136,7 @@ class Record:
         now = time.monotonic()
         usage = self.usage
         cost = 0 if usage is None else self.cost(usage)
-        if self._position or self.ledger.trouble is None:
+        if self._opened or self.ledger.trouble is None:
             duration = round((now - self.started) * MILLION)
             self._settlement = self.ledger.settled(self._entry(reason.value, usage or _NOTHING, cost, duration))
         else:
@@ -164,6 +167,10 @@ class Record:
         """Returns when the settlement outlives a `kill -9`: before the client is shown the end.  Raises Unaccounted."""
         if self._settlement is not None:
             await self._settlement
+
+    def _known(self) -> Entry:
+        """What is known while it runs."""
+        return self._entry("", Usage(self._expected, estimated=True), 0, 0)
 
     def _entry(self, reason: str, usage: Usage, cost: int, duration: int) -> Entry:
         principal, price = self.principal, self.price

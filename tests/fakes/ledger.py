@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from datetime import date
 from typing import Any
 
@@ -18,14 +19,11 @@ class MemoryLedger:
         self.running: dict[str, Entry] = {}
         self.entries: list[Entry] = []
         self.marks: dict[str, int] = {}
-        self._position = 0
 
-    def opened(self, entry: Entry) -> int:
-        self._position += 1
-        self.running[entry.request_id] = entry
-        return self._position
+    def opened(self, request_id: str, known: Callable[[], Entry]) -> None:
+        self.running[request_id] = known()
 
-    async def reached(self, position: int) -> None:
+    async def shown(self, request_id: str) -> None:
         if self.trouble is not None:
             raise Unaccounted
 

@@ -31,6 +31,8 @@ from gateway.dataplane.reply import Reply
 POINTS: dict[str, tuple[type, str, bool]] = {
     "before the request is handed to the ledger": (Record, "open", True),
     "after the request is handed to the ledger": (Record, "open", False),
+    "before it is written that the request runs": (Record, "opened", True),
+    "after it is written that the request runs": (Record, "opened", False),
     "before the upstream is asked": (Attempt, "run", True),
     "before the first byte": (Reply, "stream", True),
     "after the first byte": (Reply, "stream", False),
@@ -45,8 +47,8 @@ POINTS: dict[str, tuple[type, str, bool]] = {
     "before the whole answer": (Reply, "whole", True),
     "after the whole answer": (Reply, "whole", False),
     "before a transaction": (LedgerFile, "write", True),
-    "between a settlement and its commit": (LedgerFile, "_settle", False),
-    "before a settlement in a transaction": (LedgerFile, "_settle", True),
+    "before a statement": (LedgerFile, "_run", True),
+    "after a statement": (LedgerFile, "_run", False),
     "after a transaction, before it is told": (LedgerFile, "write", False),
     "before a checkpoint": (LedgerFile, "sync", True),
     "after a checkpoint": (LedgerFile, "sync", False),
@@ -64,27 +66,34 @@ class Gateways:
         command = [sys.executable, "-m", "tests.integration.crashing_gateway"]
         self._program = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def begin(self, config: Path, point: str | None, times: int) -> str:
-        """Its URL."""
+    def begin(self, config: Path, point: str | None, times: int) -> str | None:
+        """Its URL; None for one that died before it listened."""
         print(json.dumps([str(config), point, times]), file=self._program.stdin, flush=True)
         self.pid = int(self._said("pid "))
-        return self._said("url ")
+        said = self._line()
+        self._status = int(said.removeprefix("ended ")) if said.startswith("ended ") else None
+        return said.removeprefix("url ") if self._status is None else None
 
     def kill(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
 
     def ended(self) -> int:
-        return int(self._said("ended "))
+        return int(self._said("ended ")) if self._status is None else self._status
 
     def close(self) -> None:
         self._program.kill()
         self._program.communicate()
 
     def _said(self, what: str) -> str:
+        line = self._line()
+        assert line.startswith(what), line
+        return line.removeprefix(what)
+
+    def _line(self) -> str:
         assert self._program.stdout is not None
         line = self._program.stdout.readline()
-        assert line.startswith(what), line or "the program died"
-        return line.removeprefix(what).strip()
+        assert line, "the program died"
+        return line.strip()
 
 
 @contextmanager

@@ -26,7 +26,7 @@ def asked(path: Path, statement: str) -> list[dict[str, Any]]:
 def rows(path: Path) -> list[dict[str, Any]]:
     """The settled requests, in the order of writing; checked: the file is sound, the sums of days are theirs, and no
     request has two."""
-    found = asked(path, "SELECT * FROM requests ORDER BY seq")
+    found = asked(path, "SELECT seq >> 32 AS day, * FROM requests ORDER BY seq")
     assert [row["request_id"] for row in asked(path, "SELECT request_id FROM open_requests")] == []
     assert asked(path, "PRAGMA integrity_check") == [{"integrity_check": "ok"}]
     twice = [name for name, count in Counter(row["request_id"] for row in found).items() if count > 1]

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -56,6 +57,11 @@ async def opened(path: Path) -> AsyncIterator[Ledger]:
         await ledger.close()
 
 
+async def show(ledger: Ledger, one: Entry) -> None:
+    ledger.opened(one.request_id, lambda: one)
+    await ledger.shown(one.request_id)
+
+
 def written(found: Entry, row: dict[str, Any]) -> bool:
     return all(getattr(found, name) == row[name] for name in Entry.__slots__)
 
@@ -77,12 +83,12 @@ from gateway.domain.entry import Entry
 async def main():
     ledger = Ledger(f"sqlite:///{sys.argv[1]}")
     await ledger.start()
-    position = 0
     for entry in eval(sys.argv[2]):
-        position = ledger.opened(entry)
+        ledger.opened(entry.request_id, lambda entry=entry: entry)
+        await ledger.shown(entry.request_id)
         if entry.completion:
             ledger.checkpoint(entry.request_id, entry.completion)
-    await ledger.reached(ledger.opened(entry))
+    await ledger.shown(entry.request_id)
     os.kill(os.getpid(), signal.SIGKILL)
 
 asyncio.run(main())
@@ -97,12 +103,12 @@ def test_it_lies_beside_the_storage() -> None:
 async def test_a_request_is_there_while_it_runs_and_once_when_it_has_ended(path: Path) -> None:
     async with opened(path) as ledger:
         running = entry(1, reason="", completion=0, status=0)
-        await ledger.reached(ledger.opened(running))
+        await show(ledger, running)
         assert [row["request_id"] for row in asked(path, "SELECT * FROM open_requests")] == [running.request_id]
         ledger.checkpoint(running.request_id, 4)
-        await ledger.reached(ledger.opened(entry(2)))
+        await show(ledger, entry(2))
         assert asked(path, "SELECT completion FROM open_requests ORDER BY request_id")[0] == {"completion": 4}
-        ledger.opened(replace(running, upstream="another"))
+        ledger.opened(running.request_id, lambda: replace(running, upstream="another"))
         await asyncio.gather(ledger.settled(entry(1)), ledger.settled(entry(2, first_byte=None)))
     found = rows(path)
     assert [written(*both) for both in zip((entry(1), entry(2, first_byte=None)), found, strict=True)] == [True, True]
@@ -114,7 +120,9 @@ async def test_everything_that_was_handed_over_is_written_when_it_closes(path: P
         for number in range(3000):
             one = entry(number, key=f"k{rng.randrange(9)}", completion=rng.randrange(9), cost=rng.randrange(9))
             if rng.random() < 0.5:
-                ledger.opened(one)
+                ledger.opened(one.request_id, partial(entry, number))
+            if rng.random() < 0.1:
+                await ledger.shown(one.request_id)
             ledger.settled(one)  # whoever did it may have been cancelled since
     found = rows(path)
     assert [row["request_id"] for row in found] == [entry(number).request_id for number in range(3000)]
@@ -174,7 +182,7 @@ async def test_a_full_disk_is_told_loses_nothing_and_room_is_used_by_itself(path
         assert "the disk is full" in ledger.trouble.message
         assert ledger.depth >= len(failed)
         with pytest.raises(Unaccounted):
-            await ledger.reached(ledger.opened(entry(999)))
+            await show(ledger, entry(999))
         await ledger.ask(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 100000").all())
         async with asyncio.timeout(LATE):
             while ledger.trouble is not None:
@@ -252,7 +260,7 @@ async def test_reports_are_what_the_rows_add_up_to_by_whatever_is_asked_for(path
 
 
 def rows_day(path: Path) -> str:
-    (day,) = asked(path, "SELECT DISTINCT day FROM requests")
+    (day,) = asked(path, "SELECT DISTINCT day FROM usage_days")
     return (date(1970, 1, 1) + timedelta(day["day"])).isoformat()
 
 
@@ -260,11 +268,11 @@ async def test_both_days_of_a_window_are_included_and_nothing_else(path: Path) -
     async with opened(path) as ledger:
         for number in range(6):
             await ledger.settled(entry(number))
-        spread = "UPDATE requests SET day = 20000 + seq"
+        spread = "UPDATE requests SET seq = ((20000 + (seq & 4294967295)) << 32) + 1"
         await ledger.ask(lambda connection: connection.exec_driver_sql(spread))
         await ledger.ask(lambda connection: connection.exec_driver_sql("DELETE FROM usage_days"))
         copied = (
-            "INSERT INTO usage_days SELECT day, key, team, user, model, adapter, upstream, key_name, count(*), "
+            "INSERT INTO usage_days SELECT seq >> 32, key, team, user, model, adapter, upstream, key_name, count(*), "
             "sum(prompt), sum(completion), sum(cached), sum(reasoning), sum(cost) FROM requests GROUP BY 1,2,3,4,5,6,7"
         )
         await ledger.ask(lambda connection: connection.exec_driver_sql(copied))
@@ -284,7 +292,7 @@ async def test_who_pages_gets_every_row_once_also_those_that_are_written_meanwhi
     async with opened(path) as ledger:
         usage = Usage(ledger)
         for one in running:
-            ledger.opened(one)
+            ledger.opened(one.request_id, partial(entry, int(one.request_id[4:], 16)))
         rng.shuffle(running)
         got: list[str] = []
         after, more = None, True
@@ -329,15 +337,11 @@ async def test_many_rows_make_neither_the_start_nor_a_report_slow(path: Path, re
 def _fill(connection: Connection, count: int) -> None:
     """Rows of 30 days and of as many keys as a large installation has."""
     keys = min(10_000, count // 30)
-    names = ("day", *Entry.__slots__)
+    names = ("seq", *Entry.__slots__)
     insert = f"INSERT INTO requests ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"
     made = (entry(number, key=f"k{number % keys}") for number in range(count))
     values = (
-        (20_000 + 30 * number // count, *(getattr(one, name) for name in names[1:])) for number, one in enumerate(made)
+        ((20_000 + 30 * number // count << 32) + number + 1, *(getattr(one, name) for name in Entry.__slots__))
+        for number, one in enumerate(made)
     )
-    raw = connection.connection.driver_connection
-    raw.executemany(insert, values)
-    connection.exec_driver_sql(
-        "INSERT INTO usage_days SELECT day, key, team, user, model, adapter, upstream, max(key_name), count(*), "
-        "sum(prompt), sum(completion), sum(cached), sum(reasoning), sum(cost) FROM requests GROUP BY 1,2,3,4,5,6,7"
-    )
+    connection.connection.driver_connection.executemany(insert, values)

@@ -103,7 +103,7 @@ class Place:
         """One life of the gateway under load: to the point, or to a moment of ours."""
         times = rng.randrange(1, 3 if point in SLOW else 25)
         url = await asyncio.to_thread(self._program.begin, self._config, point, times)
-        callers = [Caller(url, Random(rng.random())) for _ in range(CALLERS)]
+        callers = [Caller(url, Random(rng.random())) for _ in range(CALLERS)] if url else []
         work = asyncio.gather(*(caller.work() for caller in callers))
         if point is None:
             await asyncio.sleep(rng.random() * 0.6)

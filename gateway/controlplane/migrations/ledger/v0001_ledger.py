@@ -23,11 +23,9 @@ def upgrade() -> None:
     op.create_table(
         "requests",
         sql.Column("seq", sql.Integer, primary_key=True),
-        sql.Column("day", sql.Integer, nullable=False),
         sql.Column("request_id", sql.Text, nullable=False, unique=True),
         *_entry(),
     )
-    op.create_index("requests_day", "requests", ["day"])
     names = ("key", "team", "user", "model", "adapter", "upstream")
     sums = ("requests", "prompt", "completion", "cached", "reasoning", "cost")
     op.create_table(
@@ -38,6 +36,25 @@ def upgrade() -> None:
         *(sql.Column(name, sql.BigInteger, nullable=False) for name in sums),
         sqlite_with_rowid=False,
     )
+    op.execute(_SETTLED)
+
+
+#: One statement writes a request down, and nobody can write one without its sums.
+_SETTLED = """
+CREATE TRIGGER requests_settled AFTER INSERT ON requests BEGIN
+    DELETE FROM open_requests WHERE request_id = new.request_id;
+    INSERT INTO usage_days (
+        day, "key", team, user, model, adapter, upstream, key_name,
+        requests, prompt, completion, cached, reasoning, cost
+    ) VALUES (
+        new.seq >> 32, new."key", new.team, new.user, new.model, new.adapter, new.upstream, new.key_name,
+        1, new.prompt, new.completion, new.cached, new.reasoning, new.cost
+    ) ON CONFLICT (day, "key", team, user, model, adapter, upstream) DO UPDATE SET
+        key_name = excluded.key_name, requests = requests + 1, prompt = prompt + excluded.prompt,
+        completion = completion + excluded.completion, cached = cached + excluded.cached,
+        reasoning = reasoning + excluded.reasoning, cost = cost + excluded.cost;
+END
+"""
 
 
 def _entry() -> list[sql.Column[Any]]:
