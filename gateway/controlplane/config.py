@@ -562,7 +562,8 @@ class Config(Section):
     """Teams; whoever fits several is in the first."""
     storage: Storage = Storage()
     """Where the gateway keeps what must outlive it."""
-    limits: LimitsStore = LimitsStore()
+    # A default itself would be copied, which its Secret is not.
+    limits: LimitsStore = Field(default_factory=LimitsStore, json_schema_extra={"default": {}})
     """Where limits are counted, and how much everybody may use."""
     log: Log = Log()
     """What the gateway says of its work."""
