@@ -21,6 +21,12 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
     return {"uvloop": uvloop.new_event_loop}
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Said before pytest-xdist looks at all of them."""
+    if item.get_closest_marker("engine") is not None:
+        item.add_marker(pytest.mark.xdist_group("engine"))
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The real engines have one process of several (`pytest -n`) to themselves, which begins with them; in a single one
@@ -28,9 +34,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     Otherwise the order stays, because some tests of `real` leave less of it behind than they found."""
     several = hasattr(config, "workerinput")  # pytest-xdist's own word for "this is one of several"
     items.sort(key=lambda item: (item.get_closest_marker("engine") is None) is several)
-    for item in items:
-        if item.get_closest_marker("engine") is not None:
-            item.add_marker(pytest.mark.xdist_group("engine"))
 
 
 @pytest.fixture(scope="session")
