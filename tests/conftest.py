@@ -22,15 +22,10 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 
 @pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """The real engines have one process of several (`pytest -n`) to themselves, which begins with them; in a single one
-    they come last: the quick tests fail first, and those that look at all processes below this one find only their own.
-    Otherwise the order stays, because some tests of `real` leave less of it behind than they found."""
-    several = hasattr(config, "workerinput")  # pytest-xdist's own word for "this is one of several"
-    items.sort(key=lambda item: (item.get_closest_marker("engine") is None) is several)
-    for item in items:
-        if item.get_closest_marker("engine") is not None:
-            item.add_marker(pytest.mark.xdist_group("engine"))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The real engines last: the quick tests fail first, and those that look at all processes below this one find only
+    their own.  Otherwise the order stays, because some tests of `real` leave less of it behind than they found."""
+    items.sort(key=lambda item: item.get_closest_marker("engine") is not None)
 
 
 @pytest.fixture(scope="session")
