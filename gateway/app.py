@@ -15,6 +15,7 @@ from gateway.api.head import EdgeLimits
 from gateway.api.routes import RouteTable
 from gateway.controlplane.admin import AdapterAdmin
 from gateway.controlplane.config import Config
+from gateway.controlplane.keyadmin import KeyAdmin
 from gateway.controlplane.plane import ControlPlane
 from gateway.controlplane.toolparsers import with_tool_parsers
 from gateway.dataplane.pipeline import Pipeline
@@ -49,10 +50,19 @@ class Gateway:
         )
         self._edge = Edge(
             self.pipeline,
-            pages.build(self.snapshots, self.metrics, self._plane, self.pipeline.draining, self._admin),
+            pages.build(
+                self.snapshots,
+                self.metrics,
+                self._plane,
+                self.pipeline.draining,
+                self._admin,
+                KeyAdmin(self._plane, self.pipeline),
+                self._plane.audit,
+            ),
             self.snapshots,
             self.metrics,
             RouteTable(),
+            config.server.trusted_proxies,
         )
         self.metrics.watch(self._upstreams.occupancy)
 

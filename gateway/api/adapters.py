@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
+from adapters.sources.source import parse_source
 from gateway.api import answers, bodies
+from gateway.api.audit import Audit, noted
 from gateway.api.guard import ClientConnection
 from gateway.api.uploads import Uploads
 from gateway.domain.errors import Overloaded
@@ -98,8 +101,9 @@ class AdapterAdmin(Protocol):
         ...
 
 
-def routes(app: FastAPI, admin: AdapterAdmin) -> None:
+def routes(app: FastAPI, admin: AdapterAdmin, audit: Audit) -> None:
     """Adds the routes.  Whoever reaches them has the admin key."""
+    note = partial(noted, audit)
     uploads = Uploads()
     adapter = "/admin/v1/adapters/{name}"
 
@@ -111,9 +115,13 @@ def routes(app: FastAPI, admin: AdapterAdmin) -> None:
     async def add(request: Request) -> Response:
         wanted = await bodies.read(request, bodies.NewVersion)
         source = bodies.checked_source(wanted.source, wanted.digest)
-        begun = await admin.add(
-            wanted.name, source, digest=wanted.digest, promote=wanted.promote, settings=wanted.given()
-        )
+        with_it = {"digest": wanted.digest, "promote": wanted.promote, **wanted.given()}
+        async with note(
+            request, "adapter.add", wanted.name, source=str(parse_source(source, wanted.digest)), **with_it
+        ):
+            begun = await admin.add(
+                wanted.name, source, digest=wanted.digest, promote=wanted.promote, settings=wanted.given()
+            )
         return answers.page(begun, 202)
 
     @app.put(adapter + "/archive")
@@ -121,7 +129,8 @@ def routes(app: FastAPI, admin: AdapterAdmin) -> None:
         bodies.named(name)
         options = bodies.query(request, bodies.Upload)
         archive = await uploads.receive(request, admin.uploads)
-        begun = await admin.receive(name, archive, promote=options.promote, settings=options.given())
+        async with note(request, "adapter.add", name, source="upload", promote=options.promote, **options.given()):
+            begun = await admin.receive(name, archive, promote=options.promote, settings=options.given())
         return answers.page(begun, 202)
 
     @app.get("/admin/v1/imports/{id}")
@@ -136,44 +145,54 @@ def routes(app: FastAPI, admin: AdapterAdmin) -> None:
     async def configure(request: Request, name: str) -> Response:
         bodies.named(name)
         settings = await bodies.read(request, bodies.Settings)
-        return answers.page(await admin.configure(name, settings.given()))
+        async with note(request, "adapter.configure", name, **settings.given()):
+            return answers.page(await admin.configure(name, settings.given()))
 
     @app.delete(adapter)
-    async def remove(name: str) -> Response:
-        await admin.remove(bodies.named(name), None)
+    async def remove(request: Request, name: str) -> Response:
+        async with note(request, "adapter.remove", bodies.named(name)):
+            await admin.remove(name, None)
         return answers.page({"name": name, "deleted": True})
 
     @app.delete(adapter + "/versions/{version}")
-    async def remove_version(name: str, version: str) -> Response:
-        left = await admin.remove(bodies.named(name), bodies.digits(name, version))
+    async def remove_version(request: Request, name: str, version: str) -> Response:
+        digits = bodies.digits(bodies.named(name), version)
+        async with note(request, "adapter.remove", name, version=digits):
+            left = await admin.remove(name, digits)
         return answers.page({"name": name, "deleted": True} if left is None else left)
 
     @app.post(adapter + "/promote")
     async def promote(request: Request, name: str) -> Response:
         bodies.named(name)
         chosen = await bodies.read(request, bodies.Chosen)
-        return _moved(await admin.promote(name, bodies.digits(name, chosen.version)))
+        version = bodies.digits(name, chosen.version)
+        async with note(request, "adapter.promote", name, version=version):
+            return _moved(await admin.promote(name, version))
 
     @app.post(adapter + "/rollback")
-    async def rollback(name: str) -> Response:
-        return _moved(await admin.rollback(bodies.named(name)))
+    async def rollback(request: Request, name: str) -> Response:
+        async with note(request, "adapter.rollback", bodies.named(name)):
+            return _moved(await admin.rollback(name))
 
     @app.post(adapter + "/canary")
     async def canary(request: Request, name: str) -> Response:
         bodies.named(name)
         share = await bodies.read(request, bodies.Share)
         version = bodies.digits(name, share.version)
-        return answers.page(await loaded(request, admin.canary(name, version, share.weight)))
+        async with note(request, "adapter.canary", name, version=version, weight=share.weight):
+            return answers.page(await loaded(request, admin.canary(name, version, share.weight)))
 
     @app.post(adapter + "/load")
     async def load(request: Request, name: str) -> Response:
         version = await _chosen(request, name)
-        return answers.page(await loaded(request, admin.load(name, version)))
+        async with note(request, "adapter.load", name, version=version):
+            return answers.page(await loaded(request, admin.load(name, version)))
 
     @app.post(adapter + "/unload")
     async def unload(request: Request, name: str) -> Response:
         version = await _chosen(request, name)
-        return answers.page(await admin.unload(name, version))
+        async with note(request, "adapter.unload", name, version=version):
+            return answers.page(await admin.unload(name, version))
 
 
 async def loaded(request: Request, loading: Coroutine[Any, Any, Page]) -> Page:

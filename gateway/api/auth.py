@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import ipaddress
+import time
 
 from gateway.api.routes import Access
 from gateway.domain.errors import Forbidden, InvalidRequest, Unauthenticated
+from gateway.domain.keys import is_malformed, is_ours
 from gateway.domain.principal import ANONYMOUS, Principal
 from gateway.domain.snapshot import Snapshot
 
+#: Whoever has the admin key.
+ADMIN = Principal("admin")
+
 _MAX_KEY = 512
+_MISSING = "missing_api_key"
 _CREDENTIALS = (b"authorization", b"x-api-key", b"api-key")
 _PROXIED = (b"x-forwarded-for", b"forwarded", b"x-real-ip")
 
@@ -38,8 +43,8 @@ def presented_key(headers: dict[bytes, bytes]) -> bytes | None:
 def authorise(snapshot: Snapshot, access: Access, headers: dict[bytes, bytes], client: str) -> Principal:
     """Lets a request in or raises Unauthenticated or Forbidden.
 
-    A key is looked up by its SHA-256 digest, so that the time a look-up takes says nothing about keys that exist.
-    `client` is the address of the connection's other end.
+    A key is looked up by its digest, so that the time a look-up takes says nothing about keys that exist: a key that
+    was revoked is one that never was.  `client` is the address of the connection's other end.
     """
     if access is Access.OPEN:
         return ANONYMOUS
@@ -48,11 +53,14 @@ def authorise(snapshot: Snapshot, access: Access, headers: dict[bytes, bytes], c
             return ANONYMOUS
         key = presented_key(headers)
         if key is None:
-            raise Unauthenticated("No API key: send it as 'Authorization: Bearer <key>'.", code="missing_api_key")
-        digest = hashlib.sha256(key).digest()
-        principal = snapshot.keys.get(digest)
+            raise Unauthenticated("No API key: send it as 'Authorization: Bearer <key>'.", code=_MISSING)
+        if is_ours(key) and is_malformed(key):
+            raise Unauthenticated("The API key is not valid: it was mistyped or cut off.")
+        principal = snapshot.keys.get(snapshot.pepper.digest(key))
         if principal is None:
             raise Unauthenticated("The API key is not valid.")
+        if principal.expires is not None and time.time() >= principal.expires:
+            raise Unauthenticated("The API key has expired.", code="api_key_expired")
         return principal
     if access is Access.OBSERVER and is_local(headers, client):
         return ANONYMOUS
@@ -60,10 +68,10 @@ def authorise(snapshot: Snapshot, access: Access, headers: dict[bytes, bytes], c
         raise Forbidden("There is no admin key: set auth.admin_key in the configuration to use this.")
     key = presented_key(headers)
     if key is None:
-        raise Unauthenticated("This needs the admin key: send it as 'Authorization: Bearer <key>'.")
-    if not hmac.compare_digest(hashlib.sha256(key).digest(), snapshot.admin_key):
+        raise Unauthenticated("This needs the admin key: send it as 'Authorization: Bearer <key>'.", code=_MISSING)
+    if not hmac.compare_digest(snapshot.pepper.digest(key), snapshot.admin_key):
         raise Unauthenticated("The admin key is not valid.")
-    return Principal("admin")
+    return ADMIN
 
 
 def is_local(headers: dict[bytes, bytes], client: str) -> bool:

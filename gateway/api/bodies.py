@@ -32,6 +32,8 @@ Source = Annotated[
         "s3://BUCKET/KEY#sha256=…; folders and archives are uploaded.",
     ),
 ]
+Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/tokenize"]
+Right = Literal["adapters", "chat_template", "kv_transfer_params", "priority", "request_id"]
 Upstreams = Annotated[tuple[Name, ...], Field(min_length=1, max_length=256)]
 
 
@@ -87,6 +89,75 @@ class Share(Body):
 
     version: Version
     weight: float = Field(ge=0, le=100, description="Percent; 0 ends the canary.")
+
+
+KeyText = Annotated[
+    str,
+    Field(max_length=256, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$", description="At most 256 characters, no control ones."),
+]
+KeyPattern = Annotated[
+    str,
+    Field(
+        pattern=r"^[^\s\x00-\x1f\x7f-\x9f]{1,256}$", description="A name of a model, or a pattern such as 'support-*'."
+    ),
+]
+Metadata = Annotated[
+    dict[Annotated[str, Field(pattern="^[A-Za-z0-9_.-]{1,64}$")], KeyText], Field(max_length=16, description="Yours.")
+]
+_LAST_SECOND = 253_402_300_799  # of the year 9999
+
+
+class KeySettings(Body):
+    """What is set of a key; what is not given stays as it is."""
+
+    name: Name = Field(default="", validate_default=False, description="What people call it; in logs and metrics.")
+    owner: KeyText = Field(default="", description="Whose it is.")
+    team: KeyText = Field(default="", description="The team that it belongs to.")
+    models: Annotated[tuple[KeyPattern, ...], Field(min_length=1, max_length=256)] = Field(
+        default=("*",), description="Names, or patterns of names, that exist for it."
+    )
+    endpoints: Annotated[tuple[Endpoint, ...], Field(min_length=1, max_length=32)] | None = Field(
+        default=None, description="Paths of the inference endpoints that it may use; null: all."
+    )
+    allow: Annotated[tuple[Right, ...], Field(max_length=32)] = Field(default=(), description="Further rights.")
+    metadata: Metadata = Field(default={}, description="Yours: at most 16 short texts.")
+    expires: Annotated[int, Field(ge=0, le=_LAST_SECOND)] | None = Field(
+        default=None, description="Unix seconds from which on it is refused; null: never."
+    )
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given."""
+        return {name: getattr(self, name) for name in self.model_fields if name in self.model_fields_set}
+
+
+class CreateKey(KeySettings):
+    """A key to make."""
+
+    name: Name = Field(description="What people call it; in logs and metrics.")
+
+
+class Rotation(Body):
+    """How the secret before ends."""
+
+    grace: int = Field(default=0, ge=0, le=31 * 86_400, description="Seconds for which it is let in still.")
+
+
+class Keys(Body):
+    """A part of the list of keys."""
+
+    model_config = ConfigDict(strict=False)
+
+    after: Annotated[str, Field(max_length=64)] = Field(default="", description="The id of the last key that is known.")
+    limit: int = Field(default=100, ge=1, le=1000, description="At most so many.")
+
+
+class Span(Body):
+    """A part of the audit."""
+
+    model_config = ConfigDict(strict=False)
+
+    after: int = Field(default=0, ge=0, le=2**53, description="The number of the last row that is known.")
+    limit: int = Field(default=100, ge=1, le=1000, description="At most so many.")
 
 
 T = TypeVar("T", bound=BaseModel)

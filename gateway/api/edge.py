@@ -6,18 +6,21 @@ The inference endpoints never touch FastAPI: it costs more for a request than th
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from gateway.api.addresses import Addresses
 from gateway.api.auth import authorise
+from gateway.api.failures import Failures
 from gateway.api.routes import Access, RouteTable
 from gateway.dataplane.admit import new_request_id
 from gateway.dataplane.pipeline import Pipeline, client_of
 from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
 from gateway.dataplane.upstreams import SnapshotHolder
-from gateway.domain.errors import GatewayError, MethodNotAllowed, NotFound, UnsupportedMediaType
+from gateway.domain.errors import Forbidden, GatewayError, MethodNotAllowed, NotFound, UnsupportedMediaType
 from gateway.telemetry.metrics import Metrics
 
 
@@ -25,7 +28,13 @@ class Edge:
     """Called by the server for each request."""
 
     def __init__(
-        self, pipeline: Pipeline, pages: FastAPI, snapshots: SnapshotHolder, metrics: Metrics, table: RouteTable
+        self,
+        pipeline: Pipeline,
+        pages: FastAPI,
+        snapshots: SnapshotHolder,
+        metrics: Metrics,
+        table: RouteTable,
+        trusted_proxies: Iterable[str] = (),
     ) -> None:
         unlisted = [
             route
@@ -40,11 +49,14 @@ class Edge:
         self._snapshots = snapshots
         self._metrics = metrics
         self._table = table
+        self._addresses = Addresses(trusted_proxies)
+        self._failures = Failures()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
         connection: ClientConnection = scope["extensions"]["gateway"]
         headers = dict(scope["headers"])
+        peer = (scope.get("client") or ("",))[0]
         path: str = scope["path"]
         if path.startswith("/v1//"):  # Open WebUI's plural base URLs keep their trailing slash
             path = scope["path"] = "/v1/" + path[5:].lstrip("/")
@@ -52,19 +64,23 @@ class Edge:
             methods = self._table.methods(path)
             rule = (methods or {}).get(scope["method"])
             access = rule.access if rule else next(iter(methods.values())).access if methods else Access.KEY
-            principal = authorise(self._snapshots.current, access, headers, (scope.get("client") or ("",))[0])
+            principal = authorise(self._snapshots.current, access, headers, peer)
             if rule is None:
                 raise _no_route(scope["method"], path, methods)
+            if rule.endpoint is not None and not principal.may_call(rule.endpoint):
+                raise Forbidden(f"This key may not use {rule.endpoint.value}: an operator can allow it (endpoints).")
             if rule.endpoint is not None and not _is_json(headers.get(b"content-type", b"")):
                 raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
         except GatewayError as error:
-            self._metrics.refused(error.code or error.type)
-            await Reply(send, connection, new_request_id()).fail(error)
+            told = self._failures.judged(error, self._addresses.client(peer, headers))
+            self._metrics.refused(told.code or told.type)
+            await Reply(send, connection, new_request_id()).fail(told)
             return
         if rule.endpoint is not None:
             await self._pipeline.serve(rule.endpoint, principal, client_of(headers), receive, send, connection)
         else:
             scope["principal"] = principal
+            scope["client_address"] = self._addresses.client(peer, headers)
             await self._pages(scope, receive, send)
 
 

@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 
 from gateway.api import answers, bodies
 from gateway.api.adapters import AdapterAdmin, loaded
+from gateway.api.audit import Audit, noted
 from gateway.dataplane.upstreams import SnapshotHolder
 from gateway.domain.errors import Forbidden, InvalidRequest, NotFound, model_not_found
 from gateway.domain.principal import ADAPTERS_RIGHT, Principal
@@ -25,19 +26,21 @@ class Model(bodies.Body):
     model: str
 
 
-def routes(app: FastAPI, snapshots: SnapshotHolder, admin: AdapterAdmin) -> None:
+def routes(app: FastAPI, snapshots: SnapshotHolder, admin: AdapterAdmin, audit: Audit) -> None:
     """Adds the routes, but for GET /models, which is GET /v1/models under another path."""
 
     @app.post("/models/load")
     async def load(request: Request) -> Response:
         name, version = await _adapter(request)
-        await loaded(request, admin.load(name, version))
+        async with noted(audit, request, "adapter.load", name, version=version):
+            await loaded(request, admin.load(name, version))
         return answers.page({"success": True})
 
     @app.post("/models/unload")
     async def unload(request: Request) -> Response:
         name, version = await _adapter(request)
-        await admin.unload(name, version)
+        async with noted(audit, request, "adapter.unload", name, version=version):
+            await admin.unload(name, version)
         return answers.page({"success": True})
 
     @app.post("/models")

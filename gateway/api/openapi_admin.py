@@ -68,10 +68,60 @@ _IMPORT = _object(
     reason=_TEXT,
     note={"type": "string", "description": "What people should know, such as which checkpoint is taken."},
 )
+_TEXTS = {"type": "array", "items": _TEXT}
+_MOMENT = {"type": ["integer", "null"], "minimum": 0, "description": "Unix seconds."}
+_KEY = _object(
+    id={"type": "string", "description": "Stands in the key itself; of a key of the file, its name."},
+    name=_TEXT,
+    source={"type": "string", "enum": ["api", "file"], "description": "A key of the file cannot be changed here."},
+    state={
+        "type": "string",
+        "enum": ["active", "expired", "revoked", "invalid"],
+        "description": "invalid: made with a pepper that the gateway does not have any more.",
+    },
+    owner=_TEXT,
+    team=_TEXT,
+    models=_TEXTS,
+    endpoints={"type": ["array", "null"], "items": _TEXT},
+    allow=_TEXTS,
+    metadata={"type": "object", "additionalProperties": _TEXT},
+    created=_MOMENT,
+    expires=_MOMENT,
+    revoked=_MOMENT,
+    rotation={"type": "integer", "minimum": 0, "description": "How often it was rotated."},
+    previous_until={**_MOMENT, "description": "Until when the secret before the last rotation is let in."},
+)
+_NEW_KEY = {
+    **_KEY,
+    "required": [*_KEY["required"], "key"],
+    "properties": {**_KEY["properties"], "key": {"type": "string", "description": "Shown this once."}},
+}
+_AUDIT_ROW = _object(
+    number={"type": "integer", "minimum": 1},
+    at={"type": "integer", "minimum": 0, "description": "Unix time in microseconds."},
+    who=_TEXT,
+    address=_TEXT,
+    act=_TEXT,
+    target=_TEXT,
+    outcome={"type": "string", "description": "done, or the code of the refusal."},
+    detail={"type": "string", "description": "JSON."},
+    hash={"type": "string", "description": "SHA-256 over the hash of the row before and this row's canonical JSON."},
+)
+
+
+def _part_of(rows: Document) -> Document:
+    """A part of a long list, which says whether there is more."""
+    whole = list_of(rows)
+    return {
+        **whole,
+        "required": [*whole["required"], "has_more"],
+        "properties": {**whole["properties"], "has_more": _SWITCH},
+    }
 
 
 def _schemas() -> Document:
-    sent = (bodies.NewVersion, bodies.Settings, bodies.Chosen, bodies.Choice, bodies.Share)
+    sent = (bodies.NewVersion, bodies.Settings, bodies.Chosen, bodies.Choice, bodies.Share,
+            bodies.CreateKey, bodies.KeySettings, bodies.Rotation)  # fmt: skip
     return {
         **{name: SCHEMAS[name] for name in ("Error", "Answer", "Rows")},
         **{model.__name__: model.model_json_schema() for model in sent},
@@ -79,6 +129,10 @@ def _schemas() -> Document:
         "AdapterVersions": list_of({"$ref": "#/components/schemas/AdapterVersion"}),
         "Adapter": _ADAPTER,
         "Import": _IMPORT,
+        "Key": _KEY,
+        "KeyWithSecret": _NEW_KEY,
+        "KeyRows": _part_of({"$ref": "#/components/schemas/Key"}),
+        "AuditRows": _part_of(_AUDIT_ROW),
         "Deleted": _object(name=_TEXT, deleted={"const": True}),
         "AdapterOrDeleted": {
             "anyOf": [{"$ref": "#/components/schemas/Adapter"}, {"$ref": "#/components/schemas/Deleted"}]
@@ -129,6 +183,7 @@ def administration(version: str) -> Document:
     for moved in (promote, rollback):
         moved["post"]["responses"]["202"] = {"description": "As soon as it is Ready.", "content": content("Adapter")}
     adapter = "/admin/v1/adapters/{name}"
+    id = in_path("id", {"type": "string", "minLength": 1})
     return document(
         "lora-gateway administration",
         version,
@@ -136,6 +191,26 @@ def administration(version: str) -> Document:
         {
             "/admin/v1/upstreams": get("The upstreams and their state.", "Rows", *key),
             "/admin/v1/config": get("The configuration in force, without secrets.", "Answer", *key),
+            "/admin/v1/audit": get("What was done.", "AuditRows", 400, *key, 507, parameters=(*_options(bodies.Span),)),
+            "/admin/v1/keys": {
+                **get("The keys.", "KeyRows", 400, *key, parameters=(*_options(bodies.Keys),)),
+                "post": operation("Make a key.", {201: "KeyWithSecret"}, *sent, body="CreateKey"),
+            },
+            "/admin/v1/keys/{id}": {
+                **get("One key.", "Key", *read, parameters=(id,)),
+                "patch": operation("Change a key.", {200: "Key"}, *sent, body="KeySettings", parameters=[id]),
+                "delete": operation("Revoke a key.", {200: "Key"}, *read, 409, 507, parameters=[id]),
+            },
+            "/admin/v1/keys/{id}/rotate": {
+                "post": operation(
+                    "Give a key another secret.",
+                    {200: "KeyWithSecret"},
+                    *sent,
+                    body="Rotation",
+                    optional=True,
+                    parameters=[id],
+                )
+            },
             "/admin/v1/adapters": {
                 **get("The versions of all adapters.", "AdapterVersions", *key),
                 "post": operation("Import a source.", {202: "Import"}, *sent, 503, body="NewVersion"),

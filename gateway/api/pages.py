@@ -11,7 +11,7 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
-from gateway.api import adapters, answers, llamacpp, openapi, openapi_admin
+from gateway.api import adapters, answers, audit, keys, llamacpp, openapi, openapi_admin
 from gateway.api.auth import authorise
 from gateway.api.routes import Access
 from gateway.dataplane.upstreams import SnapshotHolder
@@ -35,6 +35,8 @@ def build(
     administration: Administration,
     draining: Callable[[], bool],
     admin: adapters.AdapterAdmin,
+    key_admin: keys.KeyAdmin,
+    log: audit.Audit,
 ) -> FastAPI:
     """The FastAPI application.  Access was decided before it is called (api/routes.py)."""
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
@@ -106,8 +108,10 @@ def build(
     async def config() -> Response:
         return answers.page(administration.config())
 
-    adapters.routes(app, admin)
-    llamacpp.routes(app, snapshots, admin)
+    keys.routes(app, key_admin, log)
+    audit.routes(app, log)
+    adapters.routes(app, admin, log)
+    llamacpp.routes(app, snapshots, admin, log)
     return app
 
 

@@ -33,6 +33,8 @@ class Rule:
 
 _ADAPTERS = "/admin/v1/adapters"
 _ADAPTER = _ADAPTERS + "/{name}"
+_KEYS = "/admin/v1/keys"
+_KEY = _KEYS + "/{id}"
 
 RULES = (
     *(Rule("POST", endpoint.value, Access.KEY, endpoint) for endpoint in Endpoint),
@@ -51,6 +53,13 @@ RULES = (
     Rule("GET", "/admin/v1/openapi.json", Access.ADMIN),
     Rule("GET", "/admin/v1/upstreams", Access.ADMIN),
     Rule("GET", "/admin/v1/config", Access.ADMIN),
+    Rule("GET", "/admin/v1/audit", Access.ADMIN),
+    Rule("GET", _KEYS, Access.ADMIN),
+    Rule("POST", _KEYS, Access.ADMIN),
+    Rule("GET", _KEY, Access.ADMIN),
+    Rule("PATCH", _KEY, Access.ADMIN),
+    Rule("DELETE", _KEY, Access.ADMIN),
+    Rule("POST", _KEY + "/rotate", Access.ADMIN),
     Rule("GET", _ADAPTERS, Access.ADMIN),
     Rule("POST", _ADAPTERS, Access.ADMIN),
     Rule("GET", _ADAPTER, Access.ADMIN),

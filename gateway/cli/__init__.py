@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from gateway.cli import adapters, check, explain, schema, serve, version
+from gateway.cli import adapters, audit, check, explain, keys, schema, serve, version
 from gateway.cli.output import Failure, complain
 from gateway.controlplane.problems import ConfigError
 
@@ -22,6 +22,8 @@ app.command()(serve.serve)
 app.command()(check.check)
 app.command()(explain.explain)
 app.add_typer(adapters.app, name="adapters")
+app.add_typer(keys.app, name="keys")
+app.add_typer(audit.app, name="audit")
 app.command()(schema.schema)
 app.command()(version.version)
 

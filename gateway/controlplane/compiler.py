@@ -17,7 +17,6 @@ of a name is kept until what it was made of is another.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
@@ -31,8 +30,8 @@ from gateway.controlplane.naming import Named, Names, Wanted
 from gateway.controlplane.observed import EngineEndpoint, Observed, UpstreamState, UpstreamStatus
 from gateway.controlplane.offering import Offering, Place, Scene, offered
 from gateway.domain import snapshot
+from gateway.domain.keys import NO_KEYS
 from gateway.domain.listing import ListedModel
-from gateway.domain.principal import Principal
 from gateway.domain.secret import Secret
 from gateway.domain.snapshot import Snapshot, Upstream
 
@@ -56,10 +55,6 @@ class Compiler:
         self._config = config
         self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
         self._own_models = {model.id: model for model in config.models}
-        self._keys = MappingProxyType(
-            {_digest(key.key): Principal(key.name, frozenset(key.allow), key.models) for key in config.auth.keys}
-        )
-        self._admin_key = None if config.auth.admin_key is None else _digest(config.auth.admin_key)
         self._task_models = MappingProxyType(dict(config.openwebui.tasks))
         self._adapters = AdapterNames()
         self._records = Memo(self._record)
@@ -69,6 +64,7 @@ class Compiler:
         self._given = Memo(_given)
         self._own_names = Memo(_in_order)
         self._groups: tuple[Names, ...] = ()
+        self._keys = NO_KEYS
         self._version = version
         self._last: Snapshot | None = None
 
@@ -80,26 +76,30 @@ class Compiler:
         statuses = {name: observed.upstreams.get(name, _UNSEEN) for name in self._upstreams}
         upstreams = {name: self._records.get(name, (each.endpoint, each.max_loras)) for name, each in statuses.items()}
         groups, last = self._names(observed, statuses), self._last
-        if last is not None and groups == self._groups and last.upstreams == upstreams:
+        rekeyed = observed.keys is not self._keys
+        if last is not None and not rekeyed and groups == self._groups and last.upstreams == upstreams:
             return last
         self._groups = groups
         routes, cards = naming.merged(groups)
         if (
             last is None
+            or rekeyed
             or last.routes != routes
             or last.cards != cards
             or list(last.cards) != list(cards)  # the order of the list
             or last.upstreams != upstreams
         ):
             self._version += 1
+            self._keys = observed.keys
             self._last = last = Snapshot(
                 self._version,
                 routes=MappingProxyType(routes),
                 upstreams=MappingProxyType(upstreams),
                 cards=MappingProxyType(cards),
-                keys=self._keys,
+                keys=observed.keys.principals,
                 auth_required=self._config.auth.required,
-                admin_key=self._admin_key,
+                admin_key=observed.keys.admin,
+                pepper=observed.keys.pepper,
                 task_models=self._task_models,
             )
         return last
@@ -229,7 +229,3 @@ def _wanted(offering: Offering, name: str, roll: Roll) -> Wanted:
     version = exact.versions[name] if exact is not None and name in exact.exact else None
     place = None if version is None else version.places.get(offering)
     return Wanted(offering, place or offering.named(name), None)
-
-
-def _digest(key: Secret) -> bytes:
-    return hashlib.sha256(key.reveal().encode()).digest()

@@ -27,6 +27,7 @@ from gateway.controlplane.values import (
     ModelId,
     ModelPattern,
     Name,
+    Network,
     ParameterName,
     Prefix,
     QueryName,
@@ -83,6 +84,8 @@ class Server(Section):
     """Seconds that a client may refuse to read its answer before it is cut off."""
     drain_timeout: Seconds = 30
     """Seconds that running requests get to finish when the gateway is told to stop."""
+    trusted_proxies: Annotated[tuple[Network, ...], Field(max_length=256)] = ()
+    """Addresses and networks of proxies whose `X-Forwarded-For` is believed."""
 
 
 class ClientKey(Section):
@@ -94,6 +97,10 @@ class ClientKey(Section):
     """The key itself: 16 to 512 visible ASCII characters, from the environment rather than written here."""
     models: Annotated[tuple[ModelPattern, ...], Field(min_length=1, max_length=256)] = ("*",)
     """Names, or patterns of names, that exist for this key.  A version of an adapter goes with its plain name."""
+    endpoints: Annotated[tuple[Annotated[str, values.EndpointPath()], ...], Field(min_length=1)] | None = None
+    """Paths of the inference endpoints that it may use; null: all."""
+    team: Word | Literal[""] = ""
+    """The team that it belongs to."""
     allow: tuple[Annotated[str, values.Right()], ...] = ()
     """What else it may do: send a parameter that reaches into the engine, or (`adapters`) load and eject adapters."""
 
@@ -106,7 +113,9 @@ class Auth(Section):
     admin_key: SecretText | None = None
     """The key of `/admin` and `/metrics`.  Without it `/admin` is closed and `/metrics` answers loopback only."""
     keys: tuple[ClientKey, ...] = ()
-    """The keys of `/v1`."""
+    """Keys of `/v1` that never change; more are made at run time."""
+    pepper: SecretText | None = None
+    """What keys are hashed with; null: a file beside the storage, made once."""
 
 
 class Storage(Section):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
+from gateway.domain.keys import NO_KEYS, KeyTable
 from gateway.domain.listing import ListedModel
 from gateway.domain.secret import Secret
 
@@ -120,10 +121,11 @@ class AdapterStatus:
 @dataclass(frozen=True, slots=True)
 class Observed:
     """Everything at one moment.  `salts`: of the names whose traffic is split.  `started`: when the control plane
-    started, as Unix time."""
+    started, as Unix time.  `keys`: who is let in, replaced with each change."""
 
     upstreams: Mapping[str, UpstreamStatus] = field(default_factory=lambda: MappingProxyType({}))
     adapters: tuple[AdapterStatus, ...] = ()
     salts: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     now: float = 0.0
     started: int = 0
+    keys: KeyTable = NO_KEYS

@@ -27,6 +27,7 @@ from typing import Any, Protocol
 from adapters.job import Limits
 from gateway.backends import BACKENDS
 from gateway.controlplane import lora, sizing
+from gateway.controlplane.audit import AuditLog
 from gateway.controlplane.compiler import Compiler, model_names, next_change, upstream_record
 from gateway.controlplane.config import Config, UpstreamSettings
 from gateway.controlplane.copies import Copies, store_of
@@ -38,9 +39,12 @@ from gateway.controlplane.hub import hub_cache
 from gateway.controlplane.hubhead import HubHead
 from gateway.controlplane.imports import Imports
 from gateway.controlplane.intake import Intake
+from gateway.controlplane.keyrecords import KeyRecords
+from gateway.controlplane.keyring import Keyring
 from gateway.controlplane.lives import Lives
 from gateway.controlplane.machine import memory
 from gateway.controlplane.observed import EngineEndpoint, Observed, UpstreamState, UpstreamStatus
+from gateway.controlplane.pepper import find_pepper
 from gateway.controlplane.probes import Probe, Seen
 from gateway.controlplane.reconciler import Reconciler
 from gateway.controlplane.records import Records
@@ -105,6 +109,8 @@ class ControlPlane:
         self._task: asyncio.Task[None] | None = None
         self._engines: dict[str, Engine] = {}
         self._storage: Storage | None = None
+        self.audit = AuditLog()
+        self.keys = Keyring(config.auth)
         self.registry = Registry(
             config.adapters.store,
             hub=hub_cache(environ),
@@ -175,6 +181,9 @@ class ControlPlane:
         Raises StorageError, OSError.
         """
         self._storage = await Storage.open(self._config.storage.url)
+        self.audit.open(self._storage)
+        pepper = await asyncio.to_thread(find_pepper, self._config)
+        await self.keys.open(KeyRecords(self._storage, self.audit), pepper)
         await self.registry.open(Records(self._storage))
         await self.registry.survey(self.hosts().values())
         if self._config.adapters.sources:
@@ -208,6 +217,7 @@ class ControlPlane:
         await asyncio.gather(*(_stop(engine) for engine in self._engines.values()))
         if self._storage is not None:
             await self.registry.settled()
+            await self.keys.settled()
             await self._storage.close()
 
     def demand(self, adapter: str) -> None:
@@ -371,7 +381,7 @@ class ControlPlane:
         standings = self.residence.standings(upstreams, hosts, holdings, self.registry.index, taken)
         waiting = self.residence.waiting()
         adapters = self._lives.look(self.registry, standings, self.folders.arrivals, taken, waiting)
-        observed = replace(observed, adapters=adapters, salts=self.registry.index.salts)
+        observed = replace(observed, adapters=adapters, salts=self.registry.index.salts, keys=self.keys.table)
         snapshot = self._compiler.compile(observed)
         if snapshot is not self._snapshot:
             self._publish(snapshot)

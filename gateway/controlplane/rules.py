@@ -13,6 +13,7 @@ from pathlib import Path
 from gateway.controlplane import values
 from gateway.controlplane.config import (
     AttachedAdapters,
+    Auth,
     Config,
     EngineSettings,
     TimeoutOverrides,
@@ -21,10 +22,12 @@ from gateway.controlplane.config import (
 )
 from gateway.controlplane.launch import RESERVED_ARGUMENTS, RESERVED_ENVIRONMENT
 from gateway.controlplane.problems import Loc, Mistake, nearest
+from gateway.domain import keys
 from gateway.domain.secret import Secret
 
 MIN_KEY = 16
 MAX_KEY = 512
+_MIN_PEPPER = 32
 _MIN_DISTINCT = 8  # characters that a key must at least be made of
 
 # Words that sample keys are made of; a key that holds nothing but these (and runs of digits) is a sample.
@@ -70,20 +73,32 @@ def _listening(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
 
 def _keys(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
     auth = config.auth
-    if auth.required and not auth.keys:
+    if auth.required and not auth.keys and auth.admin_key is None:
         yield Mistake(
             ("auth", "keys"),
-            "is empty while auth.required is true: nobody could use the gateway",
-            "add {name: …, key: ${…}}, or set auth.required: false for loopback",
+            "is empty while auth.required is true, and without an admin key no other can be made: nobody could use the "
+            "gateway",
+            "set admin_key: ${…}, add {name: …, key: ${…}}, or set auth.required: false for loopback",
         )
     yield from _duplicates(("auth", "keys"), "name", [key.name for key in auth.keys])
     yield from _duplicates(("auth", "keys"), "key", [key.key for key in auth.keys])
     if auth.admin_key is not None:
         yield from _strength(("auth", "admin_key"), auth.admin_key)
+    if auth.pepper is not None:
+        yield from _pepper(("auth", "pepper"), auth)
     for index, key in enumerate(auth.keys):
         yield from _strength(("auth", "keys", index, "key"), key.key)
         if key.key == auth.admin_key:
             yield Mistake(("auth", "keys", index, "key"), "is the admin key as well", "make a key for each of the two")
+
+
+def _pepper(loc: Loc, auth: Auth) -> Iterator[Mistake]:
+    pepper = auth.pepper.reveal() if auth.pepper is not None else ""
+    if len(pepper) < _MIN_PEPPER or len(set(pepper)) < _MIN_DISTINCT or is_sample(pepper):
+        hint = "make one with: openssl rand -hex 32"
+        yield Mistake(loc, f"must be random text of at least {_MIN_PEPPER} characters", hint)
+    elif auth.pepper in (auth.admin_key, *(key.key for key in auth.keys)):
+        yield Mistake(loc, "is a key as well", "make a pepper that is nothing else")
 
 
 def _strength(loc: Loc, secret: Secret) -> Iterator[Mistake]:
@@ -97,6 +112,8 @@ def _strength(loc: Loc, secret: Secret) -> Iterator[Mistake]:
         yield Mistake(loc, "is a sample key that anyone can guess", hint)
     elif not MIN_KEY <= len(key) <= MAX_KEY:
         yield Mistake(loc, f"must have {MIN_KEY} to {MAX_KEY} characters", hint)
+    elif keys.is_ours(key.encode()) and keys.is_malformed(key.encode()):
+        yield Mistake(loc, f"begins with {keys.PREFIX} and is no key that `gateway keys create` has made", hint)
     elif len(set(key)) < _MIN_DISTINCT:
         yield Mistake(loc, f"is made of fewer than {_MIN_DISTINCT} different characters", hint)
 

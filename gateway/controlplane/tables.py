@@ -93,3 +93,41 @@ UPSTREAMS = Table(
 )
 
 OF_ADAPTERS = (VERSIONS, FITS, ADAPTERS, HISTORY, CANARIES, UPSTREAMS)
+
+#: Lists and objects are JSON.  `limits`, `endpoints` None: without limit.
+KEYS = Table(
+    "api_keys",
+    METADATA,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("digest", Text, nullable=False),
+    Column("pepper", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("rotation", Integer, nullable=False),
+    Column("previous", Text),
+    Column("previous_until", BigInteger, nullable=False),
+    Column("owner", Text, nullable=False),
+    Column("team", Text, nullable=False),
+    Column("models", Text, nullable=False),
+    Column("endpoints", Text),
+    Column("allow", Text, nullable=False),
+    Column("limits", Text),
+    Column("budgets", Text, nullable=False),
+    Column("metadata", Text, nullable=False),
+    Column("expires", BigInteger),
+    Column("revoked", BigInteger),
+)
+
+AUDIT = Table(
+    "audit",
+    METADATA,
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("at", BigInteger, nullable=False),
+    Column("who", Text, nullable=False),
+    Column("address", Text, nullable=False),
+    Column("act", Text, nullable=False),
+    Column("target", Text, nullable=False),
+    Column("outcome", Text, nullable=False),
+    Column("detail", Text, nullable=False),
+    Column("hash", Text, nullable=False),
+)

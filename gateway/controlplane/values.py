@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchema
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
+from gateway.domain.call import Endpoint
 from gateway.domain.principal import ADAPTERS_RIGHT, PRIVILEGED_PARAMETERS
 from gateway.domain.secret import Secret
 
@@ -96,6 +97,15 @@ def is_loopback(name: str) -> bool:
         return ipaddress.ip_address(name).is_loopback
     except ValueError:
         return False
+
+
+def network(value: object) -> str:
+    """An address or a network in CIDR notation."""
+    text = _text(value)
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise wrong("is not an IP address or a network", "write 10.0.0.5, or 10.0.0.0/8 without host bits") from None
 
 
 def number(value: object) -> object:
@@ -210,6 +220,13 @@ class Right:
         return core_schema.literal_schema(sorted({*PRIVILEGED_PARAMETERS, ADAPTERS_RIGHT}))
 
 
+class EndpointPath:
+    """Annotates the path of an inference endpoint."""
+
+    def __get_pydantic_core_schema__(self, _source: Any, _handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.literal_schema(sorted(endpoint.value for endpoint in Endpoint))
+
+
 class SecretSchema:
     """Annotates a `Secret`: a string in the file, and never shown again.  `header`: it must fit into a header."""
 
@@ -264,6 +281,7 @@ Everything = Annotated[
 HeaderName = Annotated[str, BeforeValidator(header_name)]
 Word = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=128)]
 Text = Annotated[str, StringConstraints(strict=True, min_length=1, max_length=4096)]
+Network = Annotated[str, BeforeValidator(network)]
 FilePath = Annotated[Path, BeforeValidator(path)]
 EnginePath = Annotated[str, BeforeValidator(engine_path)]
 SecretText = Annotated[Secret, SecretSchema(header=True)]

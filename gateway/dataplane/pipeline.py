@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from gateway.dataplane import admit
@@ -15,7 +15,7 @@ from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
 from gateway.dataplane.scope import Scope
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.call import Call, Client, Endpoint
-from gateway.domain.errors import GatewayError, Overloaded, Reason, UpstreamFault
+from gateway.domain.errors import GatewayError, Overloaded, Reason, Unauthenticated, UpstreamFault
 from gateway.domain.plan import Plan
 from gateway.domain.principal import Principal
 from gateway.domain.snapshot import Snapshot
@@ -26,10 +26,11 @@ _BODY_PHASE = 3600.0  # seconds; the server's own limits on a slow body come lon
 _PLANS = 3  # for one request, each but the first because its version of an adapter was not where it should be
 _CLIENT_CLOSED = 499  # nginx's status for a client that left before it was answered
 
-#: How a request that was ended by a time-out or a drain is told to its client.
+#: How a request that was ended by a time-out, a drain or the end of its key is told to its client.
 _ENDINGS: Mapping[Reason, str] = {
     Reason.UPSTREAM_IDLE: "The upstream stopped sending before its answer was complete.",
     Reason.UPSTREAM_TOTAL: "The answer took longer than the gateway allows.",
+    Reason.AUTH: "The API key was revoked.",
     Reason.GATEWAY_DRAIN: "The gateway is shutting down and had to end this answer.",
 }
 
@@ -55,7 +56,7 @@ class Pipeline:
         self._metrics = metrics
         self._suspect = suspect
         self._max_body = max_body
-        self._live: set[Scope] = set()
+        self._live: dict[Scope, Principal] = {}
         self._draining = False
 
     def draining(self) -> bool:
@@ -70,6 +71,13 @@ class Pipeline:
         """Ends what is still in flight, each with an error that says so."""
         for scope in tuple(self._live):
             scope.cancel(Reason.GATEWAY_DRAIN)
+
+    def end_key(self, key: str, kept: Collection[int]) -> None:
+        """Ends what is in flight for this key, but for what was asked with a secret of these rotations.  Whoever calls
+        has published the snapshot before, so that nothing more comes."""
+        for scope, principal in tuple(self._live.items()):
+            if principal.key == key and principal.rotation not in kept:
+                scope.cancel(Reason.AUTH)
 
     async def serve(
         self,
@@ -87,7 +95,7 @@ class Pipeline:
         connection.on_disconnect = lambda: scope.cancel(
             Reason.SLOW_CLIENT if connection.stalled else Reason.CLIENT_CANCEL
         )
-        self._live.add(scope)
+        self._live[scope] = principal
         reason = Reason.GATEWAY_CRASH
         try:
             body = await admit.read_body(receive, self._max_body)
@@ -120,7 +128,7 @@ class Pipeline:
         finally:
             scope.close()
             connection.on_disconnect = None
-            self._live.discard(scope)
+            self._live.pop(scope, None)
             record.settle(reason, self._metrics, scope.phase)
 
     def _admit(self, endpoint: Endpoint, principal: Principal, client: Client, raw: bytes, record: Record) -> Call:
@@ -205,6 +213,8 @@ def _final(fault: UpstreamFault | Overloaded) -> GatewayError:
 
 def _ended(reason: Reason) -> GatewayError:
     message = _ENDINGS[reason]
+    if reason is Reason.AUTH:
+        return Unauthenticated(message, code="api_key_revoked")
     if reason is Reason.GATEWAY_DRAIN:
         return Overloaded(message, code=reason.value, reason=reason, retry_after=5)
     return UpstreamFault(message, reason=reason, retryable=False, status=504, should_retry=False)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from types import MappingProxyType
+
+from gateway.domain.limits import Budget, Limits
 
 #: Request parameters that reach into the engine; a key needs the right of the same name to send one.
 PRIVILEGED_PARAMETERS = frozenset({"chat_template", "kv_transfer_params", "priority", "request_id"})
 
+_EMPTY: Mapping[str, str] = MappingProxyType({})
 
 #: The right to load and eject adapters with a client's key, through Open WebUI's own buttons.
 ADAPTERS_RIGHT = "adapters"
@@ -16,11 +21,24 @@ ADAPTERS_RIGHT = "adapters"
 @dataclass(frozen=True, slots=True)
 class Principal:
     """A caller that was let in.  `allow`: which privileged parameters it may send, and further rights.
-    `models`: patterns (`*`, `?`, `[…]`; case counts) of the names that exist for it."""
+    `models`: patterns (`*`, `?`, `[…]`; case counts) of the names that exist for it.
+
+    `key`: the id of its key, "" for none; `rotation`: how often that had been rotated when the secret was made that it
+    showed.  `endpoints`: paths of the inference endpoints that it may use, None for all.  `expires`: Unix seconds from
+    which on it is not let in.  `metadata` is the operator's.
+    """
 
     name: str
     allow: frozenset[str] = frozenset()
     models: tuple[str, ...] = ("*",)
+    key: str = ""
+    team: str = ""
+    endpoints: frozenset[str] | None = None
+    expires: float | None = None
+    limits: Limits | None = None
+    budgets: tuple[Budget, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=lambda: _EMPTY, hash=False)
+    rotation: int = 0
 
     def may_use(self, model: str) -> bool:
         """Whether the name exists for this caller.  Whoever may use an adapter may ask for each of its versions."""
@@ -28,6 +46,10 @@ class Principal:
             pattern == "*" or fnmatchcase(model, pattern) or fnmatchcase(model.partition("@")[0], pattern)
             for pattern in self.models
         )
+
+    def may_call(self, endpoint: str) -> bool:
+        """Whether this inference endpoint, by its path, is open to this caller."""
+        return self.endpoints is None or endpoint in self.endpoints
 
 
 ANONYMOUS = Principal("anonymous")

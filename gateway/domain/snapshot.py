@@ -11,6 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Any
 
+from gateway.domain.keys import UNPEPPERED, Pepper
 from gateway.domain.principal import Principal
 from gateway.domain.secret import Secret
 
@@ -151,8 +152,9 @@ class Route:
 class Snapshot:
     """Everything that serving a request needs.
 
-    `keys`: SHA-256 digest of a key → who it is.  `cards`: public model name → its object in `/v1/models`, as JSON
-    bytes, in the order of the list.  `task_models`: Open WebUI's task name (or "*") → public model name.
+    `keys`: digest of a key by `pepper` → who it is; `admin_key`: the digest of that one.  `cards`: public model name →
+    its object in `/v1/models`, as JSON bytes, in the order of the list.  `task_models`: Open WebUI's task name (or "*")
+    → public model name.
     """
 
     version: int
@@ -161,7 +163,8 @@ class Snapshot:
     cards: Mapping[str, bytes]
     keys: Mapping[bytes, Principal]
     auth_required: bool = True
-    admin_key: bytes | None = None  # SHA-256 digest
+    admin_key: bytes | None = None
+    pepper: Pepper = UNPEPPERED
     task_models: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
 
     @property

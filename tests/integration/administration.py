@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -20,10 +19,12 @@ from gateway.api.edge import Edge
 from gateway.api.head import EdgeLimits
 from gateway.api.routes import RouteTable
 from gateway.dataplane.upstreams import SnapshotHolder
+from gateway.domain.keys import UNPEPPERED
 from gateway.domain.principal import ADAPTERS_RIGHT, Principal
 from gateway.domain.snapshot import Route, Snapshot
 from gateway.telemetry.metrics import Metrics
 from tests.fakes.adapter_admin import MemoryAdapters
+from tests.fakes.audit import MemoryAudit
 
 ADMIN_KEY = "sk-admin-90b7e6a3f1c24d58"
 KEYS = {
@@ -56,6 +57,7 @@ class Administered:
     adapters: MemoryAdapters
     uploads: Path
     snapshots: SnapshotHolder
+    audit: MemoryAudit
 
     def client(self, key: str | None = ADMIN_KEY) -> httpx2.AsyncClient:
         """A client with this key."""
@@ -71,9 +73,9 @@ class Administered:
             for name in models
         }
         routes = {name: Route(name, ()) for name in models}
-        keys = {sha256(key.encode()).digest(): principal for key, principal in KEYS.items()}
+        keys = {UNPEPPERED.digest(key.encode()): principal for key, principal in KEYS.items()}
         self.snapshots.publish(
-            Snapshot(1, routes, MappingProxyType({}), cards, keys, admin_key=sha256(ADMIN_KEY.encode()).digest())
+            Snapshot(1, routes, MappingProxyType({}), cards, keys, admin_key=UNPEPPERED.digest(ADMIN_KEY.encode()))
         )
 
     def parts(self) -> list[str]:
@@ -87,7 +89,9 @@ async def administered(folder: Path, limits: EdgeLimits = LIMITS) -> AsyncIterat
     uploads = folder / "uploads"
     uploads.mkdir()
     snapshots, metrics, adapters = SnapshotHolder(), Metrics(), MemoryAdapters(uploads)
-    built = pages.build(snapshots, metrics, _Nothing(), lambda: False, adapters)
+    audit = MemoryAudit()
+    keys: Any = None  # nobody asks for keys
+    built = pages.build(snapshots, metrics, _Nothing(), lambda: False, adapters, keys, audit)
     edge: Any = Edge(None, built, snapshots, metrics, RouteTable())  # type: ignore[arg-type]  # nobody asks a model
     stop = server.Stop()
     listener = server.listen("127.0.0.1", 0)
@@ -100,7 +104,7 @@ async def administered(folder: Path, limits: EdgeLimits = LIMITS) -> AsyncIterat
             begin_drain=lambda: None, end_streams=lambda: None, shutdown=nothing, drain_timeout=1.0,
         )
     )  # fmt: skip
-    running = Administered(f"http://127.0.0.1:{listener.getsockname()[1]}", adapters, uploads, snapshots)
+    running = Administered(f"http://127.0.0.1:{listener.getsockname()[1]}", adapters, uploads, snapshots, audit)
     running.offer("smollm2")
     try:
         yield running

@@ -4,7 +4,6 @@ what the control plane would be told."""
 from __future__ import annotations
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +16,7 @@ from gateway.api.guard import EdgeLimits
 from gateway.api.routes import RouteTable
 from gateway.dataplane.pipeline import Pipeline
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
+from gateway.domain.keys import UNPEPPERED
 from gateway.domain.principal import Principal
 from gateway.domain.snapshot import (
     Concurrency,
@@ -31,12 +31,14 @@ from gateway.domain.snapshot import (
 from gateway.telemetry.metrics import Metrics
 from tests import wire
 from tests.fakes.adapter_admin import MemoryAdapters
+from tests.fakes.audit import MemoryAudit
 from tests.fakes.openai_upstream import OpenAIUpstream
 from tests.gateway import sample
 from tests.patience import LATE
 from tests.wire import Reply
 
 KEYS = {name: f"sk-{name}-0123456789abcdef" for name in ("alice", "bob")}
+_NO_KEYS: Any = None  # nobody asks for them
 OPEN_WEBUI = (("x-openwebui-chat-id", "c-1"),)
 
 
@@ -81,7 +83,7 @@ class DataPlane:
     def publish(self, engines: Iterable[Upstream], *routes: Route, models: Mapping[str, Iterable[str]] = {}) -> None:
         """A snapshot of these; `models`: key's name → patterns of what it may use."""
         principals = {
-            hashlib.sha256(key.encode()).digest(): Principal(name, models=tuple(models.get(name, ("*",))))
+            UNPEPPERED.digest(key.encode()): Principal(name, models=tuple(models.get(name, ("*",))))
             for name, key in KEYS.items()
         }
         self.holder.publish(
@@ -172,7 +174,15 @@ async def data_plane() -> AsyncIterator[DataPlane]:
     stop = server.Stop()
     app = Edge(
         plane.pipeline,
-        pages.build(plane.holder, plane.metrics, _Nothing(), plane.pipeline.draining, MemoryAdapters(Path())),
+        pages.build(
+            plane.holder,
+            plane.metrics,
+            _Nothing(),
+            plane.pipeline.draining,
+            MemoryAdapters(Path()),
+            _NO_KEYS,
+            MemoryAudit(),
+        ),
         plane.holder,
         plane.metrics,
         RouteTable(),

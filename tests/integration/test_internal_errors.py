@@ -11,6 +11,7 @@ from gateway.api import pages
 from gateway.dataplane.upstreams import SnapshotHolder
 from gateway.telemetry.metrics import Metrics
 from tests.fakes.adapter_admin import MemoryAdapters
+from tests.fakes.audit import MemoryAudit
 
 SECRET = "what is inside"
 
@@ -31,7 +32,10 @@ class BrokenAdapters(MemoryAdapters):
 
 
 async def test_a_page_that_fails_is_a_500_in_openais_form(tmp_path: Path) -> None:
-    app = pages.build(SnapshotHolder(), Metrics(), Broken(), lambda: False, BrokenAdapters(tmp_path))
+    keys: Any = None
+    app = pages.build(
+        SnapshotHolder(), Metrics(), Broken(), lambda: False, BrokenAdapters(tmp_path), keys, MemoryAudit()
+    )
     transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
     async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
         for path in ("/admin/v1/upstreams", "/admin/v1/adapters", "/admin/v1/config"):

@@ -23,7 +23,7 @@ from sqlalchemy import Engine, event
 from gateway.controlplane.desired import AdapterRecord, added, promoted, rolled_back
 from gateway.controlplane.records import Records
 from gateway.controlplane.storage import Storage
-from gateway.controlplane.tables import METADATA
+from gateway.controlplane.tables import METADATA, OF_ADAPTERS
 from gateway.domain.errors import StorageError
 from tests.integration.storage_moves import a_version, states, store
 
@@ -121,7 +121,7 @@ async def test_hundreds_of_adapters_are_loaded_with_as_many_statements_as_one(pa
         await asyncio.gather(*map(Records(storage).save, many.values()))
         with statements() as seen:
             assert list((await Records(storage).load()).items()) == list(many.items())
-        assert len(seen) == 1 + len(METADATA.tables)
+        assert len(seen) == 1 + len(OF_ADAPTERS)
 
 
 def renamed(record: AdapterRecord, name: str) -> AdapterRecord:
@@ -208,7 +208,7 @@ def _content(path: Path) -> bytes:
 @pytest.mark.parametrize(
     ("prepare", "sentence"),
     [
-        pytest.param(_newer, "written by a newer gateway (its schema is 0099, this one knows 0001", id="newer"),
+        pytest.param(_newer, "written by a newer gateway (its schema is 0099, this one knows 0002", id="newer"),
         pytest.param(_foreign, "is another program's: give the gateway another storage.url", id="another program's"),
         pytest.param(lambda path: path.write_text("x" * 5000), "it is no SQLite database", id="no database"),
         pytest.param(Path.mkdir, "cannot be opened: Is a directory", id="a folder"),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any
 
 import pytest
 
 from gateway.controlplane.compiler import compile
 from gateway.controlplane.observed import EngineEndpoint, UpstreamState
+from gateway.domain.keys import KeyTable, Pepper
 from gateway.domain.principal import Principal
+from gateway.domain.secret import Secret
 from gateway.domain.secret import Secret
 from tests.unit.scenes import adapter, config, openai, seen, up, vllm, where
 
@@ -184,13 +185,10 @@ def test_only_vendors_are_sent_the_developer_role_and_only_toolless_models_lose_
     }
 
 
-def test_keys_are_digests() -> None:
-    key = "sk-0123456789abcdef-of-somebody"
-    webui = {"name": "webui", "key": key, "allow": ["priority", "adapters"], "models": ["small", "support-*"]}
-    auth = {"keys": [webui], "admin_key": "adm-0123456789abcdef"}
-    snapshot = compile(config([vllm("a")], auth=auth, openwebui={"tasks": {"*": "small"}}), seen({}), 1)
-    principal = Principal("webui", frozenset({"priority", "adapters"}), ("small", "support-*"))
-    assert snapshot.keys == {sha256(key.encode()).digest(): principal}
-    assert snapshot.admin_key == sha256(b"adm-0123456789abcdef").digest()
+def test_keys_are_those_of_the_moment() -> None:
+    principals, pepper = {b"digest": Principal("webui")}, Pepper(Secret("pepper"))
+    observed = replace(seen({}), keys=KeyTable(pepper, principals, b"admin's"))
+    snapshot = compile(config([vllm("a")], openwebui={"tasks": {"*": "small"}}), observed, 1)
+    assert (snapshot.keys, snapshot.admin_key, snapshot.pepper) == (principals, b"admin's", pepper)
     assert snapshot.auth_required
     assert dict(snapshot.task_models) == {"*": "small"}
