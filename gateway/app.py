@@ -65,6 +65,8 @@ class Gateway:
             config.server.trusted_proxies,
         )
         self.metrics.watch(self._upstreams.occupancy)
+        if (shared := self._plane.shared) is not None:
+            self.metrics.watch_database(lambda: shared.trouble is None, lambda: shared.unshipped)
 
     async def serve(self, listener: socket.socket, stop: server.Stop, on_listening: Callable[[str, int], None]) -> None:
         """Serves until `stop` is asked.  Routing stops before engines do."""

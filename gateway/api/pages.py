@@ -26,6 +26,8 @@ class Administration(Protocol):
 
     def upstreams(self) -> list[dict[str, Any]]: ...
 
+    def degraded(self) -> dict[str, str]: ...
+
     def config(self) -> dict[str, Any]: ...
 
 
@@ -79,12 +81,15 @@ def build(
     async def readyz(request: Request) -> Response:
         snapshot = snapshots.current
         ready = snapshot.ready and not draining()
-        page: dict[str, Any] = {"status": "draining" if draining() else "ready" if ready else "starting"}
+        degraded = administration.degraded()
+        state = ("degraded" if degraded else "ready") if ready else "starting"
+        page: dict[str, Any] = {"status": "draining" if draining() else state}
         if _may_observe(request, snapshots):
             page["upstreams"] = [
                 {key: row.get(key) for key in ("name", "kind", "state", "message")}
                 for row in administration.upstreams()
             ]
+            page["degraded"] = degraded
         return answers.raw(orjson.dumps(page), 200 if ready else 503, {} if ready else {"retry-after": "2"})
 
     @app.get("/metrics")

@@ -100,6 +100,7 @@ class Compiler:
                 auth_required=self._config.auth.required,
                 admin_key=observed.keys.admin,
                 pepper=observed.keys.pepper,
+                keys_partial=observed.keys.partial,
                 task_models=self._task_models,
             )
         return last

@@ -37,6 +37,7 @@ class KeyAdmin:
         self._plane = plane
         self._keyring = plane.keys
         self._requests = requests
+        plane.keys.feel(self._felt)
 
     async def rows(self, after: str, limit: int) -> tuple[list[Page], bool]:
         ids = [*self._keyring.static, *self._keyring.records]
@@ -96,13 +97,17 @@ class KeyAdmin:
         """Durable, then published, then felt by what runs."""
 
         def moved(after: KeyRecord) -> None:
-            self._plane.advance()
-            self._requests.end_key(id, after.live(time.time()))
+            self._felt({id: after.live(time.time())})
 
         try:
             return await self._keyring.move(id, move, moved)
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
+
+    def _felt(self, live: Mapping[str, Collection[int]]) -> None:
+        self._plane.advance()
+        for id, rotations in live.items():
+            self._requests.end_key(id, rotations)
 
     def _found(self, id: str) -> str:
         """The id of the key that is meant, by its id or by the name that it alone has, while it is not revoked."""

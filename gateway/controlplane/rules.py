@@ -92,6 +92,22 @@ def _keys(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
             yield Mistake(("auth", "keys", index, "key"), "is the admin key as well", "make a key for each of the two")
 
 
+def _storage(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    if not config.storage.url.is_shared:
+        if "local" in config.storage.model_fields_set:
+            yield Mistake(
+                ("storage", "local"),
+                "means nothing beside sqlite:///, which is such a file itself",
+                "leave it out, or set storage.url: postgresql://…",
+            )
+    elif config.auth.pepper is None:
+        yield Mistake(
+            ("auth", "pepper"),
+            "is missing, while storage.url is shared: a key that one gateway makes would open no other",
+            "set the same pepper: ${…} on each; make one with: openssl rand -hex 32",
+        )
+
+
 def _pepper(loc: Loc, auth: Auth) -> Iterator[Mistake]:
     pepper = auth.pepper.reveal() if auth.pepper is not None else ""
     if len(pepper) < _MIN_PEPPER or len(set(pepper)) < _MIN_DISTINCT or is_sample(pepper):
@@ -337,4 +353,4 @@ def _duplicates(loc: Loc, key: str | None, items: Iterable[Hashable]) -> Iterato
 
 
 #: All rules, in the order of the file.
-RULES: tuple[_Rule, ...] = (_listening, _keys, _timeouts, _upstreams, _models, _tasks, _adapters)
+RULES: tuple[_Rule, ...] = (_listening, _keys, _storage, _timeouts, _upstreams, _models, _tasks, _adapters)

@@ -5,6 +5,7 @@
     │   ├── InvalidRequest · Unauthenticated · Forbidden · NotFound · Conflict · TooLarge …
     │   └── Overloaded     no slot in time, draining, no target ready
     ├── StorageError       what must outlive the gateway cannot be read or written
+    │   └── StorageAway    the database that several gateways share is not reached
     └── UpstreamFault      an upstream failed; knows whether another target may be tried
 
 Every error renders to OpenAI's form and to the exception class that the OpenAI SDK derives from the status.
@@ -191,6 +192,18 @@ class StorageError(GatewayError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, should_retry=False)
+
+
+class StorageAway(StorageError):
+    """503: the database that several gateways share is not reached at this moment; without it goes on what can."""
+
+    status = 503
+    code = "storage_away"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.retry_after = 2.0
+        self.should_retry = True
 
 
 class UpstreamFault(GatewayError):

@@ -98,6 +98,14 @@ class Metrics:
             "gateway_engine_state", "1 for the state that an engine is in.", ["upstream", "state"]
         )
         self._engine_restarts = self._counter("gateway_engine_restarts", "Restarts of an engine.", ["upstream"])
+        self._database_state = self._gauge(
+            "gateway_database_state", "1 for the state that the main database is in: ok or degraded.", ["state"]
+        )
+        self._unshipped = Gauge(
+            "gateway_ledger_unshipped",
+            "Rows of the ledger that the main database does not have yet.",
+            registry=self.registry,
+        )
         self._adapter_phases: dict[tuple[str, str], str] = {}
         self._engine_states: dict[str, str] = {}
 
@@ -155,6 +163,12 @@ class Metrics:
     def refused(self, reason: str) -> None:
         """The edge refused a connection or a request before it was one."""
         self._refused[(reason,)].inc()
+
+    def watch_database(self, reached: Callable[[], bool], unshipped: Callable[[], int]) -> None:
+        """Registers where the main database's gauges are read when they are scraped, by whatever thread does that."""
+        self._database_state.labels("ok").set_function(lambda: float(reached()))
+        self._database_state.labels("degraded").set_function(lambda: float(not reached()))
+        self._unshipped.set_function(lambda: float(unshipped()))
 
     def upstream_up(self, upstream: str, up: bool) -> None:
         """What the last probe of an upstream found."""

@@ -12,7 +12,6 @@ from gateway.controlplane.observed import EngineEndpoint, UpstreamState
 from gateway.domain.keys import KeyTable, Pepper
 from gateway.domain.principal import Principal
 from gateway.domain.secret import Secret
-from gateway.domain.secret import Secret
 from tests.unit.scenes import adapter, config, openai, seen, up, vllm, where
 
 GPT = "gpt-5-mini"

@@ -1,4 +1,5 @@
-"""The database's schema, version by version (`versions/`), each of which says how to get there from the one before.
+"""The schemas of the databases, version by version (`versions/` the storage's, `main/` the shared database's), each of
+which says how to get there from the one before.
 
 What was published is never changed: a change of the schema is a new file.
 """
@@ -16,8 +17,11 @@ from gateway.domain.errors import StorageError
 #: Where the version is noted; no database of ours is without it.
 VERSION_TABLE = "schema_version"
 
+STORAGE = "gateway.controlplane.migrations:versions"
+MAIN = "gateway.controlplane.migrations:main"
 
-def upgrade(connection: Connection, database: str) -> None:
+
+def upgrade(connection: Connection, database: str, schema: str = STORAGE) -> None:
     """Brings the schema up to date, within the transaction that `connection` has begun: wholly or not at all.
 
     Raises StorageError when the database (`database`: its name, for people) is a newer gateway's.
@@ -25,6 +29,8 @@ def upgrade(connection: Connection, database: str) -> None:
     # Alembic takes it that SQLite's driver commits at each change of the schema. This one does not (sqlitefile.py).
     config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE, "transactional_ddl": True})
     config.set_main_option("script_location", "gateway.controlplane:migrations")
+    config.set_main_option("path_separator", "space")
+    config.set_main_option("version_locations", schema)
     scripts = ScriptDirectory.from_config(config)
     context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
     present, newest = context.get_current_revision(), scripts.get_current_head()
