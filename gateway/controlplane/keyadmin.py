@@ -93,8 +93,10 @@ class KeyAdmin:
         """Durable, then published, then felt by what runs."""
 
         def moved(after: KeyRecord) -> None:
-            self._plane.advance()
-            self._requests.end_key(id, after.live(time.time()))
+            try:
+                self._plane.advance()
+            finally:
+                self._requests.end_key(id, after.live(time.time()))
 
         try:
             return await self._keyring.move(id, move, moved)
