@@ -44,8 +44,8 @@ def authorise(snapshot: Snapshot, access: Access, headers: dict[bytes, bytes], c
     """Lets a request in or raises Unauthenticated or Forbidden, and StorageAway for a key that only the main database
     could tell.
 
-    A key is looked up by its digest, so that the time a look-up takes says nothing about keys that exist: a key that
-    was revoked is one that never was.  `client` is the address of the connection's other end.
+    A key is looked up by its digest, so that the time a look-up takes says nothing about keys that exist; all take the
+    same path, and one that was revoked is one that never was.  `client` is the address of the connection's other end.
     """
     if access is Access.OPEN:
         return ANONYMOUS
@@ -55,13 +55,12 @@ def authorise(snapshot: Snapshot, access: Access, headers: dict[bytes, bytes], c
         key = presented_key(headers)
         if key is None:
             raise Unauthenticated("No API key: send it as 'Authorization: Bearer <key>'.", code=_MISSING)
-        if is_ours(key) and is_malformed(key):
-            raise Unauthenticated("The API key is not valid: it was mistyped or cut off.")
         principal = snapshot.keys.get(snapshot.pepper.digest(key))
         if principal is None:
-            if snapshot.keys_partial and is_ours(key):
+            typo = is_ours(key) and is_malformed(key)
+            if snapshot.keys_partial and is_ours(key) and not typo:
                 raise StorageAway("The main database is away, and without it this key is not known here: try again.")
-            raise Unauthenticated("The API key is not valid.")
+            raise Unauthenticated("The API key is not valid" + (": it was mistyped or cut off." if typo else "."))
         if principal.expires is not None and time.time() >= principal.expires:
             raise Unauthenticated("The API key has expired.", code="api_key_expired")
         return principal

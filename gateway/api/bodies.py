@@ -127,7 +127,7 @@ class KeySettings(Body):
 
     def given(self) -> dict[str, Any]:
         """Those that were given."""
-        return {name: getattr(self, name) for name in self.model_fields if name in self.model_fields_set}
+        return {name: getattr(self, name) for name in sorted(self.model_fields_set)}
 
 
 class CreateKey(KeySettings):

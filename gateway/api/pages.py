@@ -12,8 +12,6 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from gateway.api import adapters, answers, audit, keys, llamacpp, openapi, openapi_admin
-from gateway.api.auth import authorise
-from gateway.api.routes import Access
 from gateway.dataplane.upstreams import SnapshotHolder
 from gateway.domain.errors import GatewayError, model_not_found
 from gateway.telemetry.metrics import Metrics
@@ -84,7 +82,7 @@ def build(
         degraded = administration.degraded()
         state = ("degraded" if degraded else "ready") if ready else "starting"
         page: dict[str, Any] = {"status": "draining" if draining() else state}
-        if _may_observe(request, snapshots):
+        if request.scope["may_observe"]():
             page["upstreams"] = [
                 {key: row.get(key) for key in ("name", "kind", "state", "message")}
                 for row in administration.upstreams()
@@ -118,19 +116,6 @@ def build(
     adapters.routes(app, admin, log)
     llamacpp.routes(app, snapshots, admin, log)
     return app
-
-
-def _may_observe(request: Request, snapshots: SnapshotHolder) -> bool:
-    try:
-        authorise(
-            snapshots.current,
-            Access.OBSERVER,
-            dict(request.scope["headers"]),
-            request.client.host if request.client else "",
-        )
-    except GatewayError:
-        return False
-    return True
 
 
 def _version() -> str:

@@ -50,8 +50,10 @@ def verify(
     admin_key: AdminKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Walk the whole log: exit 0 when each row fits, 1 with the first that does not.  Prints the head of the chain; keep
-    it elsewhere, because only whoever has it can tell that rows are missing at the end."""
+    """Walk the whole log: exit 0 when each row fits, 1 with the first that does not.
+
+    Prints the head of the chain: keep it elsewhere, only whoever has it can tell that rows are missing at the end.
+    """
     count, newest, known = 0, GENESIS, head is None or head == GENESIS
     try:
         with Admin(url, admin_key) as admin:

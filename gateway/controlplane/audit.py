@@ -49,5 +49,7 @@ class AuditLog:
 
     def _rows(self, after: int, limit: int) -> list[Row]:
         with self._storage.begin() as connection:
-            chosen = select(AUDIT).where(AUDIT.c.number > after).order_by(AUDIT.c.number).limit(limit)
+            chosen = select(AUDIT).order_by(AUDIT.c.number).limit(limit)
+            if after:  # from the first on, and not from 1 on: what was put before it is to be seen
+                chosen = chosen.where(AUDIT.c.number > after)
             return [Row(**row) for row in connection.execute(chosen).mappings()]

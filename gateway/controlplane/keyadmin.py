@@ -69,7 +69,7 @@ class KeyAdmin:
         return self._page((await self._change(id, moved)).id)
 
     async def rotate(self, id: str, grace: int, by: Actor) -> Page:
-        found = self._found(id)
+        found = self._changeable(id)
         secret, _ = self._secret(found)
         now = int(time.time())
 
@@ -88,10 +88,7 @@ class KeyAdmin:
         return self._page((await self._change(id, moved)).id)
 
     async def _change(self, id: str, move: Callable[[KeyRecord], tuple[KeyRecord, Act]]) -> KeyRecord:
-        found = self._found(id)
-        if found not in self._keyring.records:
-            raise Conflict(f"The key {found} is of the configuration file: it is changed there.")
-        return await self._move(found, lambda record: move(cast(KeyRecord, record)))
+        return await self._move(self._changeable(id), lambda record: move(cast(KeyRecord, record)))
 
     async def _move(self, id: str, move: Move) -> KeyRecord:
         """Durable, then published, then felt by what runs."""
@@ -105,9 +102,18 @@ class KeyAdmin:
             raise InvalidRequest(str(error)) from None
 
     def _felt(self, live: Mapping[str, Collection[int]]) -> None:
-        self._plane.advance()
-        for id, rotations in live.items():
-            self._requests.end_key(id, rotations)
+        try:
+            self._plane.advance()
+        finally:
+            for id, rotations in live.items():
+                self._requests.end_key(id, rotations)
+
+    def _changeable(self, id: str) -> str:
+        """As `_found`.  Raises Conflict for a key of the file."""
+        found = self._found(id)
+        if found not in self._keyring.records:
+            raise Conflict(f"The key {found} is of the configuration file: it is changed there.")
+        return found
 
     def _found(self, id: str) -> str:
         """The id of the key that is meant, by its id or by the name that it alone has, while it is not revoked."""

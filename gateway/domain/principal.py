@@ -43,7 +43,7 @@ class Principal:
     def may_use(self, model: str) -> bool:
         """Whether the name exists for this caller.  Whoever may use an adapter may ask for each of its versions."""
         return any(
-            pattern == "*" or fnmatchcase(model, pattern) or fnmatchcase(model.partition("@")[0], pattern)
+            pattern in ("*", model) or fnmatchcase(model, pattern) or fnmatchcase(model.partition("@")[0], pattern)
             for pattern in self.models
         )
 
