@@ -26,7 +26,7 @@ _log = logging.getLogger("gateway.storage")
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
-_PATIENCE = 6.0  # seconds that an answer may take until the connection is given up
+_PATIENCE = 4.0  # seconds that an answer may take until the connection is given up
 _MIGRATION = 600.0  # the same for the first, with which the schema is brought up to date
 _RETRY = 1.0  # seconds between two tries to reach it, up to a half more or less: gateways do not come all at once
 
@@ -37,10 +37,11 @@ class MainDatabase:
     `changed` is called when it was reached or lost.  `name`: what people know it by, without the password.
     """
 
-    def __init__(self, name: str, place: PostgreSQL, *, changed: Callable[[], None]) -> None:
+    def __init__(self, name: str, place: PostgreSQL, *, changed: Callable[[], None], retry: float = _RETRY) -> None:
         self.name = name
         self._place = place
         self._changed = changed
+        self._retry = retry
         self._trouble: str | None = "it was not reached yet"
         self._since = 0.0
         self._told = False  # that it is away
@@ -122,7 +123,7 @@ class MainDatabase:
             else:
                 self._find()
                 await self._lost.wait()
-            await asyncio.sleep(_RETRY * (0.5 + secrets.randbelow(1000) / 1000))
+            await asyncio.sleep(self._retry * (0.5 + secrets.randbelow(1000) / 1000))
 
     def _lose(self, why: str) -> None:
         self._usable.clear()

@@ -23,8 +23,8 @@ from gateway.domain.errors import StorageError
 SCHEMA = "lora_gateway"
 
 _CONNECT = 3  # seconds for a server to let us in
-_STATEMENT = 4000  # milliseconds for a statement; the server ends it then
-_LOCK = 3000  # milliseconds to wait for another gateway
+_STATEMENT = 3000  # milliseconds for a statement; the server ends it then
+_LOCK = 2000  # milliseconds to wait for another gateway
 _MIGRATION = 600_000  # milliseconds for a change of the schema
 
 _BEGIN = text(
@@ -38,8 +38,6 @@ _TAKE = text("SELECT pg_advisory_xact_lock(:lock)")
 # (https://www.postgresql.org/docs/current/errcodes-appendix.html).
 _AWAY = ("08", "53", "57", "58", "28", "3D", "3F", "40", "42501", "55P03", "25006", "XX")
 _SENTENCES = {
-    "28": "it does not let this user in: look at the user and the password in storage.url, and at its pg_hba.conf",
-    "3D": "there is no such database: make it (createdb), or correct storage.url",
     "42501": "this user may not make or change its tables: GRANT CREATE ON DATABASE … TO …",
     "53": "it has no room: look at its max_connections and its disk",
     "25006": "it only lets read: give storage.url the primary (target_session_attrs=read-write)",

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any, NoReturn
 
@@ -176,12 +175,13 @@ class SharedKeys:
         take(connection, Lock.CHAIN)
         if connection.execute(select(func.count()).select_from(KEYS)).scalar_one():
             return 0
-        by = Actor("gateway", "")
-        for record in records.values():
-            change = connection.scalar(CHANGES)
-            connection.execute(KEYS.insert(), {**row_of(record), "change": change})
-        act = Act(by, "keys.import", "", detail={"keys": len(records), "at": int(time.time())})
-        self._audit.append(connection, act)
+        changes = connection.execute(select(CHANGES.next_value()).select_from(func.generate_series(1, len(records))))
+        rows = [
+            {**row_of(record), "change": change}
+            for record, change in zip(records.values(), changes.scalars(), strict=True)
+        ]
+        connection.execute(KEYS.insert(), rows)
+        self._audit.append(connection, Act(Actor("gateway", ""), "keys.import", "", detail={"keys": len(records)}))
         return len(records)
 
 
