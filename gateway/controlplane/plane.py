@@ -113,9 +113,10 @@ class ControlPlane:
         self._storage: Storage | None = None
         url = config.storage.url
         place = url.postgresql
-        self.shared = None if place is None else Shared(url.shown, place, changed=self._changed.set)
+        self._own_audit = AuditLog()
+        self.shared = None if place is None else Shared(url.shown, place, self._own_audit, changed=self._changed.set)
         self._shared_keys: SharedKeys | None = None
-        self.audit = AuditLog() if self.shared is None else self.shared.audit
+        self.audit = self._own_audit if self.shared is None else self.shared.audit
         self.keys = Keyring(config.auth)
         self.registry = Registry(
             config.adapters.store,
@@ -187,7 +188,7 @@ class ControlPlane:
         Raises StorageError, OSError.
         """
         self._storage = await Storage.open(self._config.storage.file)
-        self.audit.open(self._storage)
+        self._own_audit.open(self._storage)
         pepper = await asyncio.to_thread(find_pepper, self._config)
         await self.keys.open(self._key_records(self._storage), pepper)
         await self.registry.open(Records(self._storage))
@@ -210,7 +211,7 @@ class ControlPlane:
 
     def _key_records(self, storage: Storage) -> KeyRecords | SharedKeys:
         if self.shared is None:
-            return KeyRecords(storage, self.audit)
+            return KeyRecords(storage, self._own_audit)
         self.shared.start()
         self.keys.know(all=False)
         self._shared_keys = SharedKeys(self.shared.main, storage, self.shared.audit)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from gateway.controlplane.audit import AuditLog
 from gateway.controlplane.keyring import Keyring
 from gateway.controlplane.maindb import MainDatabase
 from gateway.controlplane.sharedaudit import SharedAudit
@@ -20,12 +21,13 @@ _FAREWELL = 5.0  # seconds that shipping the last rows may hold up the end
 
 
 class Shared:
-    """`changed` is called when the database was reached or lost, and when keys became known."""
+    """`own` is this gateway's own log of acts.  `changed` is called when the database was reached or lost, and when all
+    keys became known."""
 
-    def __init__(self, name: str, place: PostgreSQL, *, changed: Callable[[], None]) -> None:
+    def __init__(self, name: str, place: PostgreSQL, own: AuditLog, *, changed: Callable[[], None]) -> None:
         self._changed = changed
         self.main = MainDatabase(name, place, changed=changed)
-        self.audit = SharedAudit(self.main)
+        self.audit = SharedAudit(self.main, own)
         self.shipper: Shipper | None = None
 
     def start(self) -> None:

@@ -29,21 +29,24 @@ _HEAD = select(AUDIT.c.number, AUDIT.c.hash).order_by(AUDIT.c.number.desc()).lim
 _ROWS = select(*(AUDIT.c[field.name] for field in fields(Row)))
 
 
-class SharedAudit(AuditLog):
-    """The log of all gateways; `open` says where this one's own is kept."""
+class SharedAudit:
+    """The log of all gateways; `own` is this one's."""
 
-    def __init__(self, main: MainDatabase) -> None:
-        super().__init__()
+    def __init__(self, main: MainDatabase, own: AuditLog) -> None:
         self._main = main
+        self._own = own
         self._copied: int | None = None  # the last row of the own log that the main database has; None: not known
         self._copying = asyncio.Lock()
 
     async def note(self, act: Act) -> None:
-        await super().note(act)
+        """The act is in the own log, durably when this returns, and in that of all as soon as can be.  Raises
+        StorageError."""
+        await self._own.note(act)
         with suppress(StorageAway):
             await self.copy()
 
     async def rows(self, after: int, limit: int) -> list[Row]:
+        """The rows of all gateways whose number is above `after`, oldest first.  Raises StorageAway."""
         return await self._main.call(_rows, after, limit)
 
     def append(self, connection: Connection, act: Act) -> None:
@@ -56,7 +59,7 @@ class SharedAudit(AuditLog):
         async with self._copying:
             if self._copied is None:
                 self._copied = await self._found()
-            while rows := await super().rows(self._copied, _BATCH):
+            while rows := await self._own.rows(self._copied, _BATCH):
                 await self._main.call(_copy, rows)
                 self._copied = rows[-1].number
 
@@ -74,7 +77,7 @@ class SharedAudit(AuditLog):
         return low
 
     async def _is_copied(self, number: int) -> bool:
-        rows = await super().rows(number - 1, 1)
+        rows = await self._own.rows(number - 1, 1)
         return bool(rows) and await self._main.call(_has, rows[0].hash)
 
 

@@ -49,6 +49,7 @@ class SharedKeys:
         self._audit = audit
         self._tick = tick
         self._seen: int | None = None  # the last change that was seen; None: not one, so all of it is looked at
+        self._last = 0  # the newest change that is known to have been made
         self._changes: dict[str, int] = {}  # id → the change that is in force here
         self._copied: set[str] = set()  # ids in the copy
         self._owed: dict[str, KeyRecord] = {}  # what the copy could not take
@@ -67,7 +68,9 @@ class SharedKeys:
         known = None if new else self._changes.get(record.id, -1)
         if known == -1:
             raise self._main.trouble or StorageAway("The keys are being read from the main database: try again.")
-        self._changes[record.id] = await self._main.call(self._save, record, act, known)
+        change = await self._main.call(self._save, record, act, known)
+        self._changes[record.id] = change
+        self._last = max(self._last, change)
         await self._copy({record.id: record})
 
     async def follow(
@@ -95,17 +98,18 @@ class SharedKeys:
         await self._copy({})
         if self._seen is None:
             await self._bring()
-        after = self._seen or 0
+        after, last = self._seen or 0, self._last
         newest, rows = await self._main.call(_since, after)
-        if newest < after:  # the database is an older copy of what it was
+        if newest < last:  # the database is an older copy of what it was
             _log.warning("the main database was set back, and is read anew")
-            self._seen = None
+            self._seen, self._last = None, 0
             self._changes.clear()
             return True
         if rows:
             fresh = {row["id"]: (row["change"], _readable(row)) for row in rows}
             await learn(lambda: self._news(fresh))
             self._seen = rows[-1]["change"]
+            self._last = max(self._last, rows[-1]["change"])
             await self._copy({id: record for id, (_, record) in fresh.items() if record is not None})
             await self._drop({id for id, (_, record) in fresh.items() if record is None})
         if len(rows) == _PAGE:
@@ -187,11 +191,11 @@ class SharedKeys:
 
 def _since(connection: Connection, after: int) -> tuple[int, list[dict[str, Any]]]:
     """The newest change, and a page of those behind `after`, in their order."""
+    newest: int = connection.execute(_NEWEST).scalar_one()
+    if newest <= after:
+        return newest, []
     chosen = select(KEYS).where(KEYS.c.change > after).order_by(KEYS.c.change).limit(_PAGE)
-    rows = [dict(row) for row in connection.execute(chosen).mappings()]
-    if rows:
-        return rows[-1]["change"], rows
-    return connection.execute(select(func.coalesce(func.max(KEYS.c.change), 0))).scalar_one(), rows
+    return newest, [dict(row) for row in connection.execute(chosen).mappings()]
 
 
 def _readable(row: Mapping[str, Any]) -> KeyRecord | None:
@@ -222,6 +226,7 @@ def _forget(storage: Storage, ids: Collection[str]) -> None:
             connection.execute(tables.KEYS.delete().where(tables.KEYS.c.id == id))
 
 
+_NEWEST = select(func.coalesce(func.max(KEYS.c.change), 0))
 _NEW = insert(tables.KEYS)
 _KEEP = _NEW.on_conflict_do_update(
     index_elements=[tables.KEYS.c.id], set_={name: _NEW.excluded[name] for name in _PLAIN}

@@ -135,7 +135,7 @@ async def test_a_newer_gateways_database_is_not_touched(postgres: Server) -> Non
         assert await back(main) < _BACK
 
 
-@pytest.mark.parametrize("harm", ["freeze", "kill"])
+@pytest.mark.parametrize("harm", ["kill", pytest.param("freeze", marks=pytest.mark.soak)])
 async def test_it_is_told_once_when_it_is_lost_and_once_when_it_is_back_and_nobody_waits(
     postgres: Server, harm: str, caplog: pytest.LogCaptureFixture
 ) -> None:
