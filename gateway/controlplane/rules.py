@@ -93,14 +93,7 @@ def _keys(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
 
 
 def _storage(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
-    if not config.storage.url.is_shared:
-        if "local" in config.storage.model_fields_set:
-            yield Mistake(
-                ("storage", "local"),
-                "means nothing beside sqlite:///, which is such a file itself",
-                "leave it out, or set storage.url: postgresql://…",
-            )
-    elif config.auth.pepper is None:
+    if config.storage.url.is_shared and config.auth.pepper is None:
         yield Mistake(
             ("auth", "pepper"),
             "is missing, while storage.url is shared: a key that one gateway makes would open no other",

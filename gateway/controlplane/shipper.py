@@ -27,14 +27,14 @@ Row = Mapping[str, Any]
 
 
 class Outbox(Protocol):
-    """Rows of ended requests in the order in which they were written, by a number that rises: their `seq`."""
+    """Rows of ended requests in the order in which they were written, by a number that always rises: their `seq`."""
 
     async def pending(self, after: int, limit: int) -> Sequence[tuple[int, Row]]:
         """So many rows behind `after` at most, the oldest first, by the names of maintables.REQUESTS."""
         ...
 
-    async def newest(self) -> int:
-        """The number of the last row; 0: there is none."""
+    async def waiting(self, after: int) -> int:
+        """How many rows are behind `after`."""
         ...
 
     async def shipped(self) -> int:
@@ -80,8 +80,8 @@ class Shipper:
         """Ships one batch; returns whether there is more."""
         if self._after is None:
             self._after = await self._outbox.shipped()
-        self.unshipped = await self._outbox.newest() - self._after
-        if self.unshipped <= 0 or (self._main.trouble is not None and not try_hard):
+        self.unshipped = await self._outbox.waiting(self._after)
+        if not self.unshipped or (self._main.trouble is not None and not try_hard):
             return False
         rows = await self._outbox.pending(self._after, _BATCH)
         if not rows:

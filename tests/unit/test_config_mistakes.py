@@ -279,7 +279,6 @@ MISTAKES = {
         "auth.pepper",
         "openssl rand",
     ),
-    "two files": ("timeouts:", "storage: {local: x.db}\ntimeouts:", "storage.local", "postgresql://"),
 }
 
 
