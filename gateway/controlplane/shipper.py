@@ -41,7 +41,7 @@ class Outbox(Protocol):
         """Up to which row all have been shipped, as it was marked last; 0: none."""
         ...
 
-    async def mark_shipped(self, seq: int) -> None:
+    async def mark_shipped(self, number: int) -> None:
         """All rows up to this one have been shipped.  What is forgotten of this costs only that they are sent again."""
         ...
 

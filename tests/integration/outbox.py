@@ -81,8 +81,8 @@ class SQLiteOutbox:
     async def shipped(self) -> int:
         return int(self._one("SELECT coalesce(max(seq), 0) FROM shipped"))
 
-    async def mark_shipped(self, seq: int) -> None:
-        self._database.execute("INSERT INTO shipped VALUES (?)", [seq])
+    async def mark_shipped(self, number: int) -> None:
+        self._database.execute("INSERT INTO shipped VALUES (?)", [number])
 
     def close(self) -> None:
         self._database.close()
