@@ -81,6 +81,12 @@ class MainDatabase:
             raise trouble
         return await self._asked(_PATIENCE, self._run, function, args, kwargs)
 
+    async def move(self, function: Callable[[Connection], _T]) -> _T:
+        """As `call`, for what is done once and may take minutes."""
+        if (trouble := self.trouble) is not None:
+            raise trouble
+        return await self._asked(_MIGRATION, self._run, function, (), {}, True)
+
     async def reached(self) -> None:
         """Returns as soon as it can be used."""
         await self._usable.wait()
@@ -152,7 +158,7 @@ class MainDatabase:
         self._close()
         try:
             self._session = Session.open(self._engine)
-            with self._session.begin(migration=True) as connection:
+            with self._session.begin(long=True) as connection:
                 take(connection, Lock.SCHEMA)
                 connection.execute(text(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}"))
                 migrations.upgrade(connection, self.name, migrations.MAIN)
@@ -163,11 +169,13 @@ class MainDatabase:
             self._close()
             raise
 
-    def _run(self, function: Callable[..., _T], args: tuple[object, ...], kwargs: dict[str, object]) -> _T:
+    def _run(
+        self, function: Callable[..., _T], args: tuple[object, ...], kwargs: dict[str, object], long: bool = False
+    ) -> _T:
         if self._session is None:
             raise StorageAway("the connection was lost")
         try:
-            with self._session.begin() as connection:
+            with self._session.begin(long=long) as connection:
                 return function(connection, *args, **kwargs)
         except DBAPIError as error:
             if not is_away(error):

@@ -25,7 +25,7 @@ SCHEMA = "lora_gateway"
 _CONNECT = 3  # seconds for a server to let us in
 _STATEMENT = 3000  # milliseconds for a statement; the server ends it then
 _LOCK = 2000  # milliseconds to wait for another gateway
-_MIGRATION = 600_000  # milliseconds for a change of the schema
+_LONG = 600_000  # milliseconds for what is done once, such as a change of the schema
 
 _BEGIN = text(
     "SELECT set_config('search_path', :schema, true), set_config('statement_timeout', :statement, true), "
@@ -73,11 +73,11 @@ class Session:
         return cls(connection, socket.socket(fileno=os.dup(driver.fileno())))
 
     @contextmanager
-    def begin(self, *, migration: bool = False) -> Iterator[Connection]:
-        """A transaction: committed when the block has ended, undone when it raises."""
+    def begin(self, *, long: bool = False) -> Iterator[Connection]:
+        """A transaction: committed when the block has ended, undone when it raises.  `long`: it may take minutes."""
         with self.connection.begin():
-            statement = _MIGRATION if migration else _STATEMENT
-            values = {"schema": SCHEMA, "statement": str(statement), "lock": str(statement if migration else _LOCK)}
+            statement = _LONG if long else _STATEMENT
+            values = {"schema": SCHEMA, "statement": str(statement), "lock": str(statement if long else _LOCK)}
             self.connection.execute(_BEGIN, values)
             yield self.connection
 

@@ -132,7 +132,7 @@ class SharedKeys:
         """A database without keys gets those that are known here: they come along when a gateway is given one."""
         if self._copied:
             known = await self._storage.call(_load, self._storage)
-            if brought := await self._main.call(self._import, known):
+            if brought := await self._main.move(lambda connection: self._import(connection, known)):
                 _log.warning("the main database had no keys and was given the %d that are known here", brought)
 
     async def _copy(self, records: Mapping[str, KeyRecord]) -> None:
