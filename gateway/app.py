@@ -17,6 +17,7 @@ from gateway.controlplane.admin import AdapterAdmin
 from gateway.controlplane.config import Config
 from gateway.controlplane.keyadmin import KeyAdmin
 from gateway.controlplane.ledger import Ledger, ledger_url
+from gateway.controlplane.outbox import LedgerOutbox
 from gateway.controlplane.plane import ControlPlane
 from gateway.controlplane.spending import Spending
 from gateway.controlplane.toolparsers import with_tool_parsers
@@ -46,9 +47,10 @@ class Gateway:
         self._plane = ControlPlane(
             config, environ, publish=self.snapshots.publish, traffic=self._upstreams, metrics=self.metrics
         )
-        self.ledger = Ledger(ledger_url(config.storage.url))
+        self._main = None if self._plane.shared is None else self._plane.shared.main
+        self.ledger = Ledger(ledger_url(config.storage.file))
         self._admin = AdapterAdmin(self._plane, config)
-        self._meters = meters(config, Spending(self.ledger), self.metrics)
+        self._meters = meters(config, Spending(self.ledger, self._main), self.metrics)
         self.pipeline = Pipeline(
             self.snapshots,
             self._upstreams,
@@ -69,7 +71,7 @@ class Gateway:
                 self._admin,
                 KeyAdmin(self._plane, self.pipeline),
                 self._plane.audit,
-                Usage(self.ledger),
+                Usage(self.ledger, self._main),
             ),
             self.snapshots,
             self.metrics,
@@ -78,6 +80,9 @@ class Gateway:
         )
         self.metrics.watch(self._upstreams.occupancy)
         self.metrics.watch_ledger(lambda: self.ledger.trouble is None, lambda: self.ledger.depth)
+        if (shared := self._plane.shared) is not None:
+            shared.ship(LedgerOutbox(self.ledger))
+            self.metrics.watch_database(lambda: shared.trouble is None, lambda: shared.unshipped)
 
     async def serve(self, listener: socket.socket, stop: server.Stop, on_listening: Callable[[str, int], None]) -> None:
         """Serves until `stop` is asked.  Routing stops before engines do, and the ledger last.  Raises StorageError."""

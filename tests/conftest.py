@@ -9,6 +9,7 @@ import pytest
 import uvloop
 from hypothesis import settings
 
+from tests.postgres import Server, postgres_server
 from tests.real import Served, served
 
 # No test is about speed, and a busy machine is not a fault.
@@ -33,3 +34,17 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One gateway process with the real engines, for all tests that need them."""
     with served(tmp_path_factory.mktemp("real")) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def postgres_process() -> Iterator[Server]:
+    """One PostgreSQL, for all tests that need it."""
+    with postgres_server() as server:
+        yield server
+
+
+@pytest.fixture
+def postgres(postgres_process: Server) -> Iterator[Server]:
+    """It runs, and does again when the test has ended, whatever that did to it."""
+    yield postgres_process
+    postgres_process.restore()

@@ -7,7 +7,7 @@ import ipaddress
 import time
 
 from gateway.api.routes import Access
-from gateway.domain.errors import Forbidden, InvalidRequest, Unauthenticated
+from gateway.domain.errors import Forbidden, InvalidRequest, StorageAway, Unauthenticated
 from gateway.domain.keys import is_malformed, is_ours
 from gateway.domain.principal import ANONYMOUS, Principal
 from gateway.domain.snapshot import Snapshot
@@ -41,7 +41,8 @@ def presented_key(headers: dict[bytes, bytes]) -> bytes | None:
 
 
 def authorise(snapshot: Snapshot, access: Access, headers: dict[bytes, bytes], client: str) -> Principal:
-    """Lets a request in or raises Unauthenticated or Forbidden.
+    """Lets a request in or raises Unauthenticated or Forbidden, and StorageAway for a key that only the main database
+    could tell.
 
     A key is looked up by its digest, so that the time a look-up takes says nothing about keys that exist; all take the
     same path, and one that was revoked is one that never was.  `client` is the address of the connection's other end.
@@ -57,6 +58,8 @@ def authorise(snapshot: Snapshot, access: Access, headers: dict[bytes, bytes], c
         principal = snapshot.keys.get(snapshot.pepper.digest(key))
         if principal is None:
             typo = is_ours(key) and is_malformed(key)
+            if snapshot.keys_partial and is_ours(key) and not typo:
+                raise StorageAway("The main database is away, and without it this key is not known here: try again.")
             raise Unauthenticated("The API key is not valid" + (": it was mistyped or cut off." if typo else "."))
         if principal.expires is not None and time.time() >= principal.expires:
             raise Unauthenticated("The API key has expired.", code="api_key_expired")

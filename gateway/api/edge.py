@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -82,7 +83,7 @@ class Edge:
             if rule.endpoint is not None and not _is_json(headers.get(b"content-type", b"")):
                 raise UnsupportedMediaType("Send the body as 'Content-Type: application/json'.")
         except GatewayError as error:
-            told = self._failures.judged(error, self._addresses.client(peer, headers))
+            told = self._judged(error, headers, peer)
             self._metrics.refused(told.code or told.type)
             await Reply(send, connection, new_request_id()).fail(told)
             return
@@ -91,7 +92,21 @@ class Edge:
         else:
             scope["client_address"] = self._addresses.client(peer, headers)
             scope["principal"], scope["caller"] = principal, client
+            scope["may_observe"] = partial(self._may_observe, headers, peer)
             await self._pages(scope, receive, send)
+
+    def _judged(self, error: GatewayError, headers: dict[bytes, bytes], peer: str) -> GatewayError:
+        """What the client is told, which a wrong key too many makes another one."""
+        return self._failures.judged(error, self._addresses.client(peer, headers))
+
+    def _may_observe(self, headers: dict[bytes, bytes], peer: str) -> bool:
+        """Whether a page that is open may say more."""
+        try:
+            authorise(self._snapshots.current, Access.OBSERVER, headers, peer)
+        except GatewayError as error:
+            self._judged(error, headers, peer)
+            return False
+        return True
 
 
 def _is_json(content_type: bytes) -> bool:

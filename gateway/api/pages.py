@@ -12,8 +12,6 @@ from fastapi import FastAPI, Request, Response
 from starlette.requests import ClientDisconnect
 
 from gateway.api import adapters, answers, audit, keys, llamacpp, openapi, openapi_admin, usage
-from gateway.api.auth import authorise
-from gateway.api.routes import Access
 from gateway.dataplane.upstreams import SnapshotHolder
 from gateway.domain.errors import GatewayError, model_not_found
 from gateway.telemetry.metrics import Metrics
@@ -25,6 +23,8 @@ class Administration(Protocol):
     """What the control plane shows."""
 
     def upstreams(self) -> list[dict[str, Any]]: ...
+
+    def degraded(self) -> dict[str, str]: ...
 
     def config(self) -> dict[str, Any]: ...
 
@@ -79,16 +79,16 @@ def build(
 
     @app.get("/readyz")
     async def readyz(request: Request) -> Response:
-        trouble = ledger.trouble
+        trouble, degraded = ledger.trouble, administration.degraded()
+        ready = trouble is None and snapshots.current.ready and not draining()
         if draining():
             status = "draining"
-        elif trouble is not None:
+        elif trouble is not None or (ready and degraded):
             status = "degraded"
         else:
-            status = "ready" if snapshots.current.ready else "starting"
-        ready = status == "ready"
+            status = "ready" if ready else "starting"
         page: dict[str, Any] = {"status": status}
-        if _may_observe(request, snapshots):
+        if request.scope["may_observe"]():
             page["upstreams"] = [
                 {key: row.get(key) for key in ("name", "kind", "state", "message")}
                 for row in administration.upstreams()
@@ -96,6 +96,7 @@ def build(
             page["ledger"] = {"state": "ok", "message": ""}
             if trouble is not None:
                 page["ledger"] = {"state": "degraded", "message": trouble.message}
+            page["degraded"] = degraded
         return answers.raw(orjson.dumps(page), 200 if ready else 503, {} if ready else {"retry-after": "2"})
 
     @app.get("/metrics")
@@ -125,19 +126,6 @@ def build(
     adapters.routes(app, admin, log)
     llamacpp.routes(app, snapshots, admin, log)
     return app
-
-
-def _may_observe(request: Request, snapshots: SnapshotHolder) -> bool:
-    try:
-        authorise(
-            snapshots.current,
-            Access.OBSERVER,
-            dict(request.scope["headers"]),
-            request.client.host if request.client else "",
-        )
-    except GatewayError:
-        return False
-    return True
 
 
 def _version() -> str:

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from urllib.parse import urlencode
 
@@ -30,7 +31,7 @@ from gateway.controlplane.naming import Named, Names, Wanted
 from gateway.controlplane.observed import EngineEndpoint, Observed, UpstreamState, UpstreamStatus
 from gateway.controlplane.offering import Offering, Place, Scene, offered
 from gateway.domain import snapshot
-from gateway.domain.keys import NO_KEYS
+from gateway.domain.keys import NO_KEYS, KeyTable
 from gateway.domain.limits import Allowances
 from gateway.domain.listing import ListedModel
 from gateway.domain.people import People, Sharing, Team
@@ -81,8 +82,8 @@ class Compiler:
         upstreams = {name: self._records.get(name, (each.endpoint, each.max_loras)) for name, each in statuses.items()}
         groups, last = self._names(observed, statuses), self._last
         rekeyed = observed.keys is not self._keys
-        if last is not None and not rekeyed and groups == self._groups and last.upstreams == upstreams:
-            return last
+        if last is not None and groups == self._groups and last.upstreams == upstreams:
+            return self._rekeyed(last, observed.keys) if rekeyed else last
         self._groups = groups
         routes, cards = naming.merged(groups)
         if (
@@ -104,11 +105,26 @@ class Compiler:
                 auth_required=self._config.auth.required,
                 admin_key=observed.keys.admin,
                 pepper=observed.keys.pepper,
+                keys_partial=observed.keys.partial,
                 task_models=self._task_models,
                 people=self._people,
                 allowances=self._allowances,
             )
         return last
+
+    def _rekeyed(self, last: Snapshot, keys: KeyTable) -> Snapshot:
+        """The same with other keys: of what else there may be nothing is looked at."""
+        self._version += 1
+        self._keys = keys
+        self._last = replace(
+            last,
+            version=self._version,
+            keys=keys.principals,
+            admin_key=keys.admin,
+            pepper=keys.pepper,
+            keys_partial=keys.partial,
+        )
+        return self._last
 
     def _names(self, observed: Observed, statuses: Mapping[str, UpstreamStatus]) -> tuple[Names, ...]:
         """All public names, in the order of the list.  The first to claim a name has it."""

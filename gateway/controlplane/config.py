@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from gateway.controlplane import values
+from gateway.controlplane.storageurl import StorageURL
 from gateway.controlplane.values import (
     AnySecret,
     Count,
@@ -234,8 +235,15 @@ class TeamSettings(Section):
 class Storage(Section):
     """Where the gateway keeps what must outlive it."""
 
-    url: Annotated[str, BeforeValidator(values.storage_url)] = "sqlite:///var/gateway.db"
-    """`sqlite:///` and the path of a file."""
+    url: StorageURL = StorageURL.parse("sqlite:///var/gateway.db")
+    """`sqlite:///` and the path of a file, or `postgresql://…` for what several gateways share."""
+    local: FilePath = Path("var/gateway.db")
+    """With PostgreSQL: the file of what is this gateway's own."""
+
+    @property
+    def file(self) -> str:
+        """The SQLite file of what is this gateway's own, as `sqlite:///PATH`."""
+        return f"sqlite:///{self.local}" if self.url.is_shared else self.url.shown
 
 
 class LimitsStore(Section):

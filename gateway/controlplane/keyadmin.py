@@ -39,6 +39,7 @@ class KeyAdmin:
         self._plane = plane
         self._keyring = plane.keys
         self._requests = requests
+        plane.keys.feel(self._felt)
 
     async def rows(self, after: str, limit: int) -> tuple[list[Page], bool]:
         ids = [*self._keyring.static, *self._keyring.records]
@@ -95,13 +96,19 @@ class KeyAdmin:
         """Durable, then published, then felt by what runs."""
 
         def moved(after: KeyRecord) -> None:
-            self._plane.advance()
-            self._requests.end_key(id, after.live(time.time()))
+            self._felt({id: after.live(time.time())})
 
         try:
             return await self._keyring.move(id, move, moved)
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
+
+    def _felt(self, live: Mapping[str, Collection[int]]) -> None:
+        try:
+            self._plane.advance()
+        finally:
+            for id, rotations in live.items():
+                self._requests.end_key(id, rotations)
 
     def _changeable(self, id: str) -> str:
         """As `_found`.  Raises Conflict for a key of the file."""

@@ -44,15 +44,10 @@ class KeyRecords:
 
     def _load(self) -> dict[str, KeyRecord]:
         with self._storage.begin() as connection:
-            try:
-                return _read(connection)
-            except (ValueError, TypeError, KeyError) as error:
-                raise StorageError(
-                    f"{error}: stop the gateway and put a sound copy of the database in place"
-                ) from error
+            return read(connection)
 
     def _save(self, record: KeyRecord, act: Act, new: bool) -> None:
-        row = _row(record)
+        row = row_of(record)
         with self._storage.begin() as connection:
             if new:
                 connection.execute(_INSERT, row)
@@ -61,7 +56,8 @@ class KeyRecords:
             self._audit.append(connection, act)
 
 
-def _row(record: KeyRecord) -> dict[str, Any]:
+def row_of(record: KeyRecord) -> dict[str, Any]:
+    """The record as a row."""
     return {
         "id": record.id,
         "name": record.name,
@@ -84,14 +80,16 @@ def _row(record: KeyRecord) -> dict[str, Any]:
     }
 
 
-def _read(connection: Connection) -> dict[str, KeyRecord]:
-    return {
-        row["id"]: _record(dict(row))
-        for row in connection.execute(select(KEYS).order_by(KEYS.c.created, KEYS.c.id)).mappings()
-    }
+def read(connection: Connection) -> dict[str, KeyRecord]:
+    """All records by id, in the order in which they were made.  Raises StorageError when one is damaged."""
+    rows = connection.execute(select(KEYS).order_by(KEYS.c.created, KEYS.c.id)).mappings()
+    try:
+        return {row["id"]: record_of(dict(row)) for row in rows}
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{error}: stop the gateway and put a sound copy of the database in place") from error
 
 
-def _record(row: Mapping[str, Any]) -> KeyRecord:
+def record_of(row: Mapping[str, Any]) -> KeyRecord:
     """Raises ValueError, TypeError, KeyError for a row that no record makes."""
     limits = None if row["limits"] is None else Limits(**json.loads(row["limits"]))
     return KeyRecord(

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from types import MappingProxyType
+from typing import Protocol
 
 from gateway.controlplane.config import Auth, ClientKey
-from gateway.controlplane.keyrecords import KeyRecords
 from gateway.controlplane.keys import KeyRecord
 from gateway.domain.audit import Act
 from gateway.domain.errors import Conflict
@@ -23,6 +25,19 @@ log = logging.getLogger("gateway.keys")
 
 #: Takes the record and gives the next one, and what the audit says of it.
 Move = Callable[[KeyRecord | None], tuple[KeyRecord, Act]]
+
+
+class Records(Protocol):
+    """Where the records are kept: in this gateway's database, or in one that several share."""
+
+    async def load(self) -> dict[str, KeyRecord]:
+        """All of them by id, in the order in which they were made.  Raises StorageError."""
+        ...
+
+    async def save(self, record: KeyRecord, act: Act, *, new: bool) -> None:
+        """The record is stored and the act is in the log, both durably when this returns, or neither.  Raises
+        StorageError, and Conflict."""
+        ...
 
 
 class Keyring:
@@ -38,14 +53,15 @@ class Keyring:
         self.pepper: Pepper  # from `open` on
         self.static: Mapping[str, ClientKey] = MappingProxyType({key.name: key for key in auth.keys})
         self._admin = auth.admin_key
-        self._saved: KeyRecords
+        self._saved: Records
         # What the two show; a dictionary is copied ten times faster than what shows it.
         self._records: dict[str, KeyRecord] = {}
         self._principals: dict[bytes, Principal] = {}
         self._names: dict[str, str] = {}  # name → id, of those that are not revoked
         self._moving = asyncio.Lock()
+        self._felt: Callable[[Mapping[str, frozenset[int]]], None] = lambda _: None
 
-    async def open(self, records: KeyRecords, pepper: Pepper) -> None:
+    async def open(self, records: Records, pepper: Pepper) -> None:
         """Reads what was saved, and saves there from now on.  Raises StorageError."""
         self._saved, self.pepper = records, pepper
         loaded = await records.load()
@@ -83,29 +99,50 @@ class Keyring:
             if (before is None or before.name != after.name) and self._is_taken(after.name):
                 raise Conflict(f"There is a key {after.name} already: revoke it, or take another name.")
             await self._saved.save(after, act, new=before is None)
-            self._take(before, after)
+            self._take([(id, after)])
             moved(after)
         return after
 
-    def _take(self, before: KeyRecord | None, after: KeyRecord) -> None:
-        principals = self._principals.copy()
-        if before is not None:
-            for digest, _ in before.principals():
-                del principals[digest]
-            if self._names.get(before.name) == before.id:
-                del self._names[before.name]
-        principals.update(after.principals())
-        if after.revoked is None:
-            self._names[after.name] = after.id
-        records = self._records.copy()
-        records[after.id] = after
+    def feel(self, felt: Callable[[Mapping[str, frozenset[int]]], None]) -> None:
+        """`felt` is called with what `learn` has put in force: a key's id → the rotations that are let in."""
+        self._felt = felt
+
+    async def learn(self, news: Callable[[], Mapping[str, KeyRecord | None]]) -> None:
+        """Puts in force what another gateway has saved.  `news` is called between two moves, and returns that by id;
+        None: there is no such key any more."""
+        async with self._moving:
+            changed = {id: after for id, after in news().items() if after != self.records.get(id)}
+            if changed:
+                self._take(changed.items())
+                now = time.time()
+                self._felt({id: frozenset() if r is None else r.live(now) for id, r in changed.items()})
+
+    def know(self, *, all: bool) -> None:
+        """Whether there are no keys but those that are known here, as far as can be told."""
+        if self.table.partial == all:
+            self.table = replace(self.table, partial=not all)
+
+    def _take(self, changed: Iterable[tuple[str, KeyRecord | None]]) -> None:
+        principals, records = self._principals.copy(), self._records.copy()
+        for id, after in changed:
+            before = records.pop(id, None) if after is None else records.get(id)
+            if before is not None:
+                for digest, _ in before.principals():
+                    del principals[digest]
+                if self._names.get(before.name) == id:
+                    del self._names[before.name]
+            if after is not None:
+                records[id] = after
+                principals.update(after.principals())
+                if after.revoked is None:
+                    self._names[after.name] = id
         self._publish(records, principals)
 
     def _publish(self, records: dict[str, KeyRecord], principals: dict[bytes, Principal]) -> None:
         self._records, self._principals = records, principals
         self.records = MappingProxyType(records)
         admin = None if self._admin is None else _digest(self.pepper, self._admin)
-        self.table = KeyTable(self.pepper, MappingProxyType(principals), admin)
+        self.table = KeyTable(self.pepper, MappingProxyType(principals), admin, self.table.partial)
 
     def _is_taken(self, name: str) -> bool:
         return name in self._names or name in self.static

@@ -142,12 +142,13 @@ class LedgerFile:
         self._file.give_back()
 
     def _numbered(self, entries: Collection[Entry]) -> list[tuple[Any, ...]]:
-        """The rows of requests that end today."""
+        """The rows of requests that end today.  Numbers never fall, also when the clock goes back over midnight: who
+        has read up to one has read all before it (shipper.py)."""
         if not entries:
             return []
         day = int(time.time()) // _DAY
-        if day_of(self._seq) != day:
-            (last,) = self._raw.execute(_LAST, (first_of(day + 1),)).fetchone()
+        if day_of(self._seq) < day:
+            (last,) = self._raw.execute(_LAST).fetchone()
             self._seq = max(last or 0, first_of(day))
         rows = [(seq, *_values(entry)) for seq, entry in enumerate(entries, self._seq + 1)]
         self._seq += len(rows)
@@ -196,5 +197,5 @@ def _opened() -> Insert:
 
 _OPENED = _Rows(_opened(), (*_FIELDS, "boot"))
 _SETTLED = _Rows(insert(REQUESTS), ("seq", *_FIELDS))
+_LAST = "SELECT max(seq) FROM requests"
 _MARKED = "UPDATE open_requests SET completion = mark.value FROM json_each(?) AS mark WHERE request_id = mark.key"
-_LAST = "SELECT max(seq) FROM requests WHERE seq < ?"

@@ -72,6 +72,9 @@ REQUESTS = Table(
     *_entry(),
 )
 
+#: The number up to which rows were shipped to the main database.
+SHIPPED = Table("shipped", METADATA, Column("seq", BigInteger, primary_key=True, autoincrement=False))
+
 #: The sums of REQUESTS.  A trigger adds each row that is written there, and takes it out of OPEN.
 USAGE_DAYS = Table(
     "usage_days",

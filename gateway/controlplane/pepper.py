@@ -14,7 +14,6 @@ from gateway.domain.secret import Secret
 _BYTES = 32
 _MIN_CHARACTERS = 32
 _SQLITE = "sqlite:///"
-_DEFAULT = Path("var/gateway.pepper")  # where the storage is no file
 
 
 def find_pepper(config: Config) -> Pepper:
@@ -22,7 +21,7 @@ def find_pepper(config: Config) -> Pepper:
     holds the storage.  Raises StorageError."""
     if config.auth.pepper is not None:
         return Pepper(config.auth.pepper)
-    path = pepper_file(config.storage.url)
+    path = pepper_file(config.storage.file)
     try:
         if not path.exists():
             _make(path)
@@ -40,8 +39,6 @@ def find_pepper(config: Config) -> Pepper:
 
 def pepper_file(storage_url: str) -> Path:
     """Where the pepper of this storage is kept."""
-    if not storage_url.startswith(_SQLITE):
-        return _DEFAULT
     return Path(os.path.realpath(storage_url.removeprefix(_SQLITE))).with_suffix(".pepper")
 
 

@@ -44,6 +44,8 @@ from gateway.controlplane.reconciler import Reconciler
 from gateway.controlplane.records import Records
 from gateway.controlplane.registry import Registry
 from gateway.controlplane.residence import Residence, Traffic
+from gateway.controlplane.shared import Shared
+from gateway.controlplane.sharedkeys import SharedKeys
 from gateway.controlplane.storage import Storage
 from gateway.controlplane.versions import Holding, Host, Standing, due, kept
 from gateway.domain.errors import StorageError
@@ -96,7 +98,12 @@ class ControlPlane:
         self._moved = asyncio.Event()  # an engine has another base model, or other limits
         self._task: asyncio.Task[None] | None = None
         self._storage: Storage | None = None
-        self.audit = AuditLog()
+        url = config.storage.url
+        place = url.postgresql
+        self._own_audit = AuditLog()
+        self.shared = None if place is None else Shared(url.shown, place, self._own_audit, changed=self._changed.set)
+        self._shared_keys: SharedKeys | None = None
+        self.audit = self._own_audit if self.shared is None else self.shared.audit
         self.keys = Keyring(config.auth)
         self.registry = Registry(
             config.adapters.store,
@@ -154,10 +161,10 @@ class ControlPlane:
 
         Raises StorageError, OSError.
         """
-        self._storage = await Storage.open(self._config.storage.url)
-        self.audit.open(self._storage)
+        self._storage = await Storage.open(self._config.storage.file)
+        self._own_audit.open(self._storage)
         pepper = await asyncio.to_thread(find_pepper, self._config)
-        await self.keys.open(KeyRecords(self._storage, self.audit), pepper)
+        await self.keys.open(self._key_records(self._storage), pepper)
         await self.registry.open(Records(self._storage))
         await self.registry.survey(self.fleet.hosts().values())
         if self._config.adapters.sources:
@@ -167,6 +174,14 @@ class ControlPlane:
         await self.fleet.start(self._wanted())
         self.advance()
         self._task = asyncio.create_task(self._run(), name="control plane")
+
+    def _key_records(self, storage: Storage) -> KeyRecords | SharedKeys:
+        if self.shared is None:
+            return KeyRecords(storage, self._own_audit)
+        self.shared.start()
+        self.keys.know(all=False)
+        self._shared_keys = SharedKeys(self.shared.main, storage, self.shared.audit)
+        return self._shared_keys
 
     def _wanted(self) -> sizing.Adapters | None:
         """What engines are to hold; None: they run without adapters, somewhat faster."""
@@ -184,6 +199,8 @@ class ControlPlane:
         if self._storage is not None:
             await self.registry.settled()
             await self.keys.settled()
+            if self.shared is not None:
+                await self.shared.close()
             await self._storage.close()
 
     def demand(self, adapter: str) -> None:
@@ -230,6 +247,11 @@ class ControlPlane:
             )
         return rows
 
+    def degraded(self) -> dict[str, str]:
+        """What does not work and stops nothing: its name, and why."""
+        trouble = None if self.shared is None else self.shared.trouble
+        return {} if trouble is None else {"storage": trouble.message}
+
     @property
     def observed(self) -> Observed:
         """What the published snapshot was compiled from."""
@@ -262,6 +284,11 @@ class ControlPlane:
                 group.create_task(self._keep("the collector of adapters", self._collect))
             if self._config.adapters.sources:
                 group.create_task(self._keep("the watcher of folders", self.folders.run))
+            if self.shared is not None and self._shared_keys is not None:
+                follow = partial(self.shared.run_keys, self._shared_keys, self.keys)
+                group.create_task(self._keep("the follower of keys", follow))
+                group.create_task(self._keep("the copier of the audit", self.shared.run_audit))
+                group.create_task(self._keep("the shipper of the ledger", self.shared.run_shipper))
 
     async def _keep(self, part: str, run: Callable[[], Awaitable[None]]) -> None:
         """The one boundary: a fault of ours in one part is logged in full, and the part starts again."""

@@ -115,6 +115,15 @@ def budget_mistakes(loc: Loc, budgets: tuple[BudgetSettings, ...]) -> Iterator[M
             yield Mistake((*loc, index), "bounds nothing", "write money, tokens or both")
 
 
+def _storage(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    if config.storage.url.is_shared and config.auth.pepper is None:
+        yield Mistake(
+            ("auth", "pepper"),
+            "is missing, while storage.url is shared: a key that one gateway makes would open no other",
+            "set the same pepper: ${…} on each; make one with: openssl rand -hex 32",
+        )
+
+
 def _pepper(loc: Loc, auth: Auth) -> Iterator[Mistake]:
     pepper = auth.pepper.reveal() if auth.pepper is not None else ""
     if len(pepper) < _MIN_PEPPER or len(set(pepper)) < _MIN_DISTINCT or is_sample(pepper):
@@ -392,6 +401,7 @@ def _duplicates(loc: Loc, key: str | None, items: Iterable[Hashable]) -> Iterato
 RULES: tuple[_Rule, ...] = (
     _listening,
     _keys,
+    _storage,
     _budgets,
     _users,
     _teams,

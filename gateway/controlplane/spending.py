@@ -7,25 +7,30 @@ import logging
 from collections.abc import Callable
 from datetime import date, timedelta
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Table, func, select
 
+from gateway.controlplane import ledgertables, maintables
 from gateway.controlplane.ledger import Ledger
-from gateway.controlplane.ledgertables import USAGE_DAYS
+from gateway.controlplane.maindb import MainDatabase
 from gateway.domain.errors import StorageError
 from gateway.limits.grants import Spent
 
 _log = logging.getLogger("gateway.ledger")
 
 _EPOCH = date(1970, 1, 1)
-_SCOPES = {"key": USAGE_DAYS.c.key, "team": USAGE_DAYS.c.team, "user": USAGE_DAYS.c.user}
 _AGAIN = 1.0  # seconds
 
 
 class Spending:
-    """Answers from the sums of days.  A scope's day is the one on which its requests ended."""
+    """Answers from the sums of days.  A scope's day is the one on which its requests ended.
 
-    def __init__(self, ledger: Ledger) -> None:
+    Where gateways share a database, what all of them have shipped counts, or what this one has written, whichever is
+    more: what others have not shipped yet, a few seconds' worth, is not known.
+    """
+
+    def __init__(self, ledger: Ledger, main: MainDatabase | None) -> None:
         self._ledger = ledger
+        self._main = main
 
     async def spent(self, scope: str, period: str) -> Spent:
         """What a scope (`key:<id>`, `team:<name>`, `user:<id>`) has used in a period (`2026-11-30`, `2026-11`,
@@ -33,21 +38,34 @@ class Spending:
 
         While the ledger cannot be read it is asked again: a budget that began with a guess would be wrong for good.
         """
+        own = await self._own(_sum(ledgertables.USAGE_DAYS, scope, _days(period)))
+        if self._main is None:
+            return own
+        try:
+            shared = await self._main.call(_sum(maintables.USAGE_DAYS, scope, _days(period)))
+        except StorageError:
+            return own
+        return Spent(max(own.tokens, shared.tokens), max(own.micros, shared.micros))
+
+    async def _own(self, question: Callable[[Connection], Spent]) -> Spent:
         while True:
             try:
-                return await self._ledger.ask(_sum(scope, _days(period)))
+                return await self._ledger.ask(question)
             except StorageError as error:
-                _log.error("what %s has spent cannot be read: %s", scope, error.message)
+                _log.error("what was spent cannot be read: %s", error.message)
                 await asyncio.sleep(_AGAIN)
 
 
-def _sum(scope: str, days: tuple[int, int]) -> Callable[[Connection], Spent]:
-    of, (level, _, name) = USAGE_DAYS.c, scope.partition(":")
+def _sum(usage: Table, scope: str, days: tuple[int, int]) -> Callable[[Connection], Spent]:
+    of, (level, _, name) = usage.c, scope.partition(":")
     tokens, cost = func.sum(of.prompt + of.completion), func.sum(of.cost)
-    question = select(func.coalesce(tokens, 0), func.coalesce(cost, 0)).where(
-        _SCOPES[level] == name, of.day.between(*days)
-    )
-    return lambda connection: Spent(*connection.execute(question).one())
+    question = select(tokens, cost).where(of[level] == name, of.day.between(*days))
+
+    def spent(connection: Connection) -> Spent:
+        row = connection.execute(question).one()
+        return Spent(int(row[0] or 0), int(row[1] or 0))  # PostgreSQL's sums are decimals
+
+    return spent
 
 
 def _days(period: str) -> tuple[int, int]:

@@ -10,10 +10,12 @@ from collections.abc import Callable
 from datetime import date, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Table, func, select
 
+from gateway.controlplane import ledgertables, maintables
 from gateway.controlplane.ledger import Ledger
-from gateway.controlplane.ledgertables import REQUESTS, USAGE_DAYS, day_of, first_of
+from gateway.controlplane.ledgertables import REQUESTS, day_of, first_of
+from gateway.controlplane.maindb import MainDatabase
 from gateway.domain.entry import SUMS
 from gateway.domain.errors import InvalidRequest, StorageError
 
@@ -30,10 +32,12 @@ _OUTSIDE = {inside: outside for outside, inside in SUMS.items()} | {
 
 
 class Usage:
-    """Answers from the ledger.  All raise StorageError."""
+    """Answers from the ledger; sums, where gateways share a database, from that one.  All raise StorageError."""
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(self, ledger: Ledger, main: MainDatabase | None) -> None:
         self._ledger = ledger
+        self._ask = ledger.ask if main is None else main.call
+        self._sums = ledgertables.USAGE_DAYS if main is None else maintables.USAGE_DAYS
 
     @property
     def trouble(self) -> StorageError | None:
@@ -44,16 +48,16 @@ class Usage:
         """The sums from `since` to `until`, both included, for each value of `by` (domain.entry.BY); of one key, if it
         is given.  Days in their order; anything else with what costs most first."""
         found: dict[str, Row] = {}
-        day = await self._ledger.ask(_next_day(_number(since, 0) - 1))
+        day = await self._ask(_next_day(self._sums, _number(since, 0) - 1))
         while day is not None and day <= _number(until, day):
-            for row in await self._ledger.ask(_of_day(day, by, key)):
+            for row in await self._ask(_of_day(self._sums, day, by, key)):
                 value = _text(day) if by == "day" else row["of"]
                 total = found.setdefault(value, {by: value, **dict.fromkeys(_SUMS, 0)})
                 if by == "key":
                     total["name"] = row["name"]
                 for name in _SUMS:
-                    total[name] += row[name]
-            day = await self._ledger.ask(_next_day(day))
+                    total[name] += int(row[name])  # PostgreSQL's sums are decimals
+            day = await self._ask(_next_day(self._sums, day))
         if by == "day":
             return list(found.values())
         return sorted(found.values(), key=lambda row: (-row["cost_micros"], -row["requests"], row[by]))
@@ -68,13 +72,13 @@ class Usage:
         return rows[:limit], len(rows) > limit
 
 
-def _next_day(day: int) -> Callable[[Connection], int | None]:
-    column = USAGE_DAYS.c.day
+def _next_day(usage: Table, day: int) -> Callable[[Connection], int | None]:
+    column = usage.c.day
     return lambda connection: connection.execute(select(func.min(column)).where(column > day)).scalar()
 
 
-def _of_day(day: int, by: str, key: str | None) -> Callable[[Connection], list[Row]]:
-    columns = USAGE_DAYS.c
+def _of_day(usage: Table, day: int, by: str, key: str | None) -> Callable[[Connection], list[Row]]:
+    columns = usage.c
     sums = [func.sum(columns[inside]).label(outside) for outside, inside in _SUMS.items()]
     asked = select(columns[by].label("of"), func.max(columns.key_name).label("name"), *sums)
     asked = asked.where(columns.day == day).group_by(columns[by])

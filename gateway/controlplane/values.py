@@ -178,14 +178,6 @@ def everything(value: object) -> object:
     return ("*",) if value == "*" else value
 
 
-def storage_url(value: object) -> str:
-    """Where the state is kept; SQLite for now is all that is understood."""
-    url = _text(value)
-    if not url.startswith("sqlite:///") or len(url) == len("sqlite:///"):
-        raise wrong("must be sqlite:/// and the path of a file", "write sqlite:///var/gateway.db")
-    return url
-
-
 def limits_url(value: Secret) -> Secret:
     """Where limits are counted: this process, or a Valkey or Redis.  The URL is a secret: it may hold a password."""
     url = value.reveal()

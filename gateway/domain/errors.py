@@ -6,6 +6,7 @@
     │   ├── RateLimited    a limit is reached, or a budget used up
     │   └── Overloaded     no slot in time, draining, no target ready
     ├── StorageError       what must outlive the gateway cannot be read or written
+    │   └── StorageAway    the database that several gateways share is not reached
     ├── Unaccounted        what a request used cannot be written down
     └── UpstreamFault      an upstream failed; knows whether another target may be tried
 
@@ -230,6 +231,18 @@ class Unaccounted(GatewayError):
 
     def __init__(self) -> None:
         super().__init__("The gateway cannot account for this answer at this moment.", should_retry=False)
+
+
+class StorageAway(StorageError):
+    """503: the database that several gateways share is not reached at this moment; without it goes on what can."""
+
+    status = 503
+    code = "storage_away"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.retry_after = 2.0
+        self.should_retry = True
 
 
 class UpstreamFault(GatewayError):

@@ -104,11 +104,13 @@ UNPEPPERED = Pepper(Secret(""))
 
 @dataclass(frozen=True, slots=True)
 class KeyTable:
-    """Who is let in.  `principals`: a key's digest → who it is; `admin`: the admin key's digest."""
+    """Who is let in.  `principals`: a key's digest → who it is; `admin`: the admin key's digest.  `partial`: whether
+    there may be keys of ours that are not among them."""
 
     pepper: Pepper = UNPEPPERED
     principals: Mapping[bytes, Principal] = field(default_factory=lambda: MappingProxyType({}))
     admin: bytes | None = None
+    partial: bool = False
 
 
 NO_KEYS = KeyTable()

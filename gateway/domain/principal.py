@@ -58,6 +58,6 @@ def permits(patterns: tuple[str, ...], model: str) -> bool:
     """Whether one of the patterns (`*`, `?`, `[…]`; case counts) fits the name.  Whoever may use an adapter may ask
     for each of its versions."""
     return any(
-        pattern == "*" or fnmatchcase(model, pattern) or fnmatchcase(model.partition("@")[0], pattern)
+        pattern in ("*", model) or fnmatchcase(model, pattern) or fnmatchcase(model.partition("@")[0], pattern)
         for pattern in patterns
     )

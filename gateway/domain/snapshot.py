@@ -148,7 +148,8 @@ class Route:
 class Snapshot:
     """Everything that serving a request needs.  `people`: who may be behind a key.
 
-    `keys`: digest of a key by `pepper` → who it is; `admin_key`: the digest of that one.  `cards`: public model name →
+    `keys`: digest of a key by `pepper` → who it is; `admin_key`: the digest of that one; `keys_partial`: whether
+    there may be keys of ours that are not among them.  `cards`: public model name →
     its object in `/v1/models`, as JSON bytes, in the order of the list.  `task_models`: Open WebUI's task name (or "*")
     → public model name.
     """
@@ -161,6 +162,7 @@ class Snapshot:
     auth_required: bool = True
     admin_key: bytes | None = None
     pepper: Pepper = UNPEPPERED
+    keys_partial: bool = False
     task_models: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
     people: People = field(default_factory=People)
     allowances: Allowances = field(default_factory=Allowances)

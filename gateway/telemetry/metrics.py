@@ -119,6 +119,14 @@ class Metrics:
             registry=self.registry,
         )
         self._limits_mode = self._gauge("gateway_limits_mode", "1 for where limits are counted.", ["mode"])
+        self._database_state = self._gauge(
+            "gateway_database_state", "1 for the state that the main database is in: ok or degraded.", ["state"]
+        )
+        self._unshipped = Gauge(
+            "gateway_ledger_unshipped",
+            "Rows of the ledger that the main database does not have yet.",
+            registry=self.registry,
+        )
         self._adapter_phases: dict[tuple[str, str], str] = {}
         self._engine_states: dict[str, str] = {}
 
@@ -194,6 +202,12 @@ class Metrics:
         self._ledger_state.labels("ok").set_function(lambda: float(healthy()))
         self._ledger_state.labels("degraded").set_function(lambda: float(not healthy()))
         self._ledger_queue.set_function(lambda: float(depth()))
+
+    def watch_database(self, reached: Callable[[], bool], unshipped: Callable[[], int]) -> None:
+        """Registers where the main database's gauges are read when they are scraped, by whatever thread does that."""
+        self._database_state.labels("ok").set_function(lambda: float(reached()))
+        self._database_state.labels("degraded").set_function(lambda: float(not reached()))
+        self._unshipped.set_function(lambda: float(unshipped()))
 
     def upstream_up(self, upstream: str, up: bool) -> None:
         """What the last probe of an upstream found."""

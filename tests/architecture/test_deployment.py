@@ -242,7 +242,8 @@ def test_no_service_has_more_rights_than_it_needs(stack: dict[str, Any]) -> None
         assert service.get("cap_add", []) == (["SYS_NICE"] if name == "engine-cpu" else []), name
         assert "privileged" not in service, name
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
-        assert re.search(r":v?\d+\.\d+\.\d+$", service["image"]), name
+        parts = r"\d+\.\d+" if name == "postgres" else r"v?\d+\.\d+\.\d+"  # PostgreSQL's versions have two
+        assert re.search(rf":{parts}$", service["image"]), name
     assert stack["services"]["gateway"]["read_only"]
 
 
@@ -273,7 +274,7 @@ def test_the_gateway_finds_all_that_its_configuration_names(stack: dict[str, Any
     mounted = mounts(gateway)
     for source in gateway_config.adapters.sources:
         assert mounted[str(source)] == ("./adapters.d", True)
-    assert gateway_config.storage.url.removeprefix("sqlite:///").startswith("/var/lib/gateway/")
+    assert gateway_config.storage.file.removeprefix("sqlite:///").startswith("/var/lib/gateway/")
     assert not mounted["/var/lib/gateway"][1]
     addresses = {"ollama": ["ollama"]}
     for engine in ("engine-gpu", "engine-cpu"):
@@ -285,6 +286,26 @@ def test_the_gateway_finds_all_that_its_configuration_names(stack: dict[str, Any
         assert service["environment"]["VLLM_API_KEY"] == gateway["environment"]["ENGINE_KEY"]
     hosts = {urlsplit(upstream.base_url or "").hostname for upstream in gateway_config.upstreams}
     assert hosts == {alias for aliases in addresses.values() for alias in aliases}
+
+
+def test_the_gateway_finds_the_database_of_the_profile_scale(stack: dict[str, Any]) -> None:
+    service = stack["services"]["postgres"]
+    assert service["profiles"] == ["scale"]
+    (url,) = re.findall(r"^# STORAGE_URL=(.*)$", (DEPLOY / "compose" / "env.example").read_text(), re.M)
+    password = filled()["POSTGRES_PASSWORD"]
+    environ = {
+        **stack["services"]["gateway"]["environment"],
+        "STORAGE_URL": url.replace("the POSTGRES_PASSWORD", password),
+    }
+    config = load(DEPLOY / "compose" / "gateway.yaml", environ)
+    place, given = config.storage.url.postgresql, service["environment"]
+    assert place is not None
+    assert (place.host, place.user, place.database) == ("postgres", given["POSTGRES_USER"], given["POSTGRES_DB"])
+    assert place.password.reveal() == password
+    assert config.storage.file == "sqlite:////var/lib/gateway/gateway.db"
+    near = {name for name, other in stack["services"].items() if "database" in other.get("networks", ())}
+    assert near == {"gateway", "postgres"}
+    assert "ports" not in service
 
 
 @pytest.mark.parametrize("engine", ["engine-gpu", "engine-cpu"])

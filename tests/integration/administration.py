@@ -40,6 +40,9 @@ LIMITS = EdgeLimits(max_body_bytes=256 * 1024, max_upload_bytes=8 << 20)
 class _Nothing:
     """A control plane without upstreams."""
 
+    def degraded(self) -> dict[str, str]:
+        return {}
+
     def upstreams(self) -> list[dict[str, Any]]:
         return []
 

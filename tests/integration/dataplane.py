@@ -166,6 +166,9 @@ class DataPlane:
 class _Nothing:
     """An administration without anything to show."""
 
+    def degraded(self) -> dict[str, str]:
+        return {}
+
     def upstreams(self) -> list[dict[str, Any]]:
         return []
 

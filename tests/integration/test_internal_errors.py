@@ -20,6 +20,9 @@ SECRET = "what is inside"
 class Broken:
     """An administration that fails."""
 
+    def degraded(self) -> dict[str, str]:
+        return {}
+
     def upstreams(self) -> list[dict[str, Any]]:
         raise RuntimeError(SECRET)
 

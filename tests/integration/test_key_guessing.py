@@ -39,6 +39,13 @@ async def test_the_21st_wrong_key_of_a_minute_is_told_when_to_try_again(
     assert line.__dict__["client"] == "127.0.0.1"
 
 
+async def test_guesses_at_an_open_page_count_too(tmp_path: Path) -> None:
+    async with keyed(tmp_path) as gateway:
+        proxied = {"x-forwarded-for": "198.51.100.7"}  # to loopback the page says more without a key
+        assert await tried(gateway, 20, path="/readyz", **proxied) == [200] * 20
+        assert await tried(gateway, 1) == [429]
+
+
 async def test_a_right_key_is_let_in_from_where_others_guess(tmp_path: Path) -> None:
     async with keyed(tmp_path) as gateway:
         made = await gateway.create("anna")

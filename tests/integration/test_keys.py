@@ -38,10 +38,8 @@ async def test_a_key_is_shown_once_and_lets_in_from_then_on(gateway: Keyed) -> N
 
 async def test_keys_survive_a_restart(tmp_path: Path) -> None:
     async with keyed(tmp_path) as gateway:
-        kept, gone = (
-            await gateway.create("kept", models=["m"], expires=int(time.time()) + 900),
-            await gateway.create("gone"),
-        )
+        kept = await gateway.create("kept", models=["m"], expires=int(time.time()) + 900)
+        gone = await gateway.create("gone")
         rotated = await gateway.rotate(kept["id"], grace=600)
         await gateway.revoke(gone["id"])
         rows = await gateway.rows()

@@ -397,7 +397,20 @@ MISTAKES = {
         "adapters.import_limits.max_gib",
         'did you mean "max_mib"',
     ),
-    "another storage": ("timeouts:", "storage: {url: postgresql://db/x}\ntimeouts:", "storage.url", "sqlite:///"),
+    "another storage": ("timeouts:", "storage: {url: mysql://db/x}\ntimeouts:", "storage.url", "postgresql://"),
+    "no database": ("timeouts:", "storage: {url: postgresql://db}\ntimeouts:", "storage.url", "names no database"),
+    "a parameter of the database": (
+        "timeouts:",
+        "storage: {url: 'postgresql://db/x?options=-csearch_path'}\ntimeouts:",
+        "storage.url",
+        "has parameters that are not taken: options",
+    ),
+    "a pepper for each gateway": (
+        "timeouts:",
+        "storage: {url: postgresql://db/x}\ntimeouts:",
+        "auth.pepper",
+        "openssl rand",
+    ),
 }
 
 

@@ -1,5 +1,5 @@
-"""The schemas of the databases, version by version (`versions/` the storage's, `ledger/` the ledger's), each of which
-says how to get there from the one before.
+"""The schemas of the databases, version by version (`versions/` the storage's, `ledger/` the ledger's, `main/` the
+shared database's), each of which says how to get there from the one before.
 
 What was published is never changed: a change of the schema is a new file.
 """
@@ -19,6 +19,7 @@ VERSION_TABLE = "schema_version"
 
 STORAGE = "gateway.controlplane.migrations:versions"
 LEDGER = "gateway.controlplane.migrations:ledger"
+MAIN = "gateway.controlplane.migrations:main"
 
 
 def upgrade(connection: Connection, database: str, schema: str = STORAGE) -> None:
