@@ -37,7 +37,8 @@ def train(
 ) -> PeftModel:
     """Puts adapters on every linear layer of `model` and trains them; `on_step` gets the step's number and loss.
 
-    `model` is a transformers model for causal language; `pad` is the token that fills short examples.
+    `model` is a transformers model for causal language; it is computed in its dtype, float32 or bfloat16.  `pad` is the
+    token that fills short examples.
     """
     torch.manual_seed(settings.seed)
     adapted = get_peft_model(
@@ -54,12 +55,12 @@ def train(
     optimizer = torch.optim.AdamW(learned, lr=settings.learning_rate, weight_decay=0.0)
     schedule = LambdaLR(optimizer, lambda done: _rate(done, settings))
     batches = _batches(examples, settings)
-    device = next(adapted.parameters()).device
+    device, dtype = model.device, model.dtype
     for number in range(1, settings.steps + 1):
         batch = _tensors(next(batches), pad, device)
         # One context for each forward pass: autocast caches its casts of the adapter's weights until it is left, so a
         # context around the loop would go on using the weights of the first step.
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=dtype is torch.bfloat16):
             loss = adapted(**batch).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
