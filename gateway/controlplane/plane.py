@@ -355,6 +355,8 @@ class ControlPlane:
 
         Nothing of it is kept unless the whole succeeds: what the reconcilers work towards is what is published.
         """
+        if self.shared is not None and self._shared_keys is not None:
+            self.keys.know(all=self._shared_keys.complete and self.shared.trouble is None)
         upstreams = self.fleet.statuses(self._observed.upstreams)
         hosts = self.fleet.hosts()
         observed = Observed(upstreams, now=time.monotonic(), started=self._observed.started)

@@ -50,13 +50,7 @@ class Shared:
 
     async def run_keys(self, records: SharedKeys, keyring: Keyring) -> NoReturn:
         """Follows what other gateways change."""
-
-        def told() -> None:
-            keyring.know(all=records.complete)
-            self._changed()
-
-        told()
-        await records.follow(keyring.learn, told)
+        await records.follow(keyring.learn, self._changed)
 
     async def run_audit(self) -> NoReturn:
         """Copies what could not be copied at once."""

@@ -230,7 +230,7 @@ async def test_after_the_disk_has_failed_nothing_is_written_and_rows_are_told_as
 async def test_reports_are_what_the_rows_add_up_to_by_whatever_is_asked_for(path: Path) -> None:
     rng = Random(2)
     async with opened(path) as ledger:
-        usage = Usage(ledger)
+        usage = Usage(ledger, None)
         made = [
             entry(
                 number, key=rng.choice("ab"), team=rng.choice("xy"), user=rng.choice("uv"), model=rng.choice("mn"),
@@ -276,7 +276,7 @@ async def test_both_days_of_a_window_are_included_and_nothing_else(path: Path) -
             "sum(prompt), sum(completion), sum(cached), sum(reasoning), sum(cost) FROM requests GROUP BY 1,2,3,4,5,6,7"
         )
         await ledger.ask(lambda connection: connection.exec_driver_sql(copied))
-        usage = Usage(ledger)
+        usage = Usage(ledger, None)
         days = [(date(1970, 1, 1) + timedelta(20001 + number)).isoformat() for number in range(6)]
         since, until = date.fromisoformat(days[1]), date.fromisoformat(days[3])
         assert [row["day"] for row in await usage.summary("day", None, None)] == days
@@ -290,7 +290,7 @@ async def test_who_pages_gets_every_row_once_also_those_that_are_written_meanwhi
     rng = Random(3)
     running = [entry(number) for number in range(300)]
     async with opened(path) as ledger:
-        usage = Usage(ledger)
+        usage = Usage(ledger, None)
         for one in running:
             ledger.opened(one.request_id, partial(entry, int(one.request_id[4:], 16)))
         rng.shuffle(running)
@@ -315,7 +315,7 @@ async def test_many_rows_make_neither_the_start_nor_a_report_slow(path: Path, re
     began = time.monotonic()
     async with opened(path) as ledger:
         start = time.monotonic() - began
-        usage = Usage(ledger)
+        usage = Usage(ledger, None)
         began = time.monotonic()
         days = await usage.summary("day", None, None)
         report = time.monotonic() - began
