@@ -18,7 +18,7 @@ from gateway.api.auth import authorise
 from gateway.api.routes import Access
 from gateway.controlplane.audit import AuditLog
 from gateway.controlplane.compiler import Compiler
-from gateway.controlplane.keyrecords import KeyRecords, _row
+from gateway.controlplane.keyrecords import KeyRecords, row_of
 from gateway.controlplane.keyring import Keyring
 from gateway.controlplane.keys import KeyRecord, configured
 from gateway.controlplane.observed import Observed
@@ -158,7 +158,7 @@ async def test_ten_thousand_keys_cost_the_start_and_a_change_next_to_nothing(
     tmp_path: Path, valid: list[bytes]
 ) -> None:
     storage, _ = await opened(tmp_path / "gateway.db")
-    await storage.call(_fill, storage, [_row(record(key, number)) for number, key in enumerate(valid)])
+    await storage.call(_fill, storage, [row_of(record(key, number)) for number, key in enumerate(valid)])
     await storage.close()
     began = time.monotonic()
     storage, keyring = await opened(tmp_path / "gateway.db")
