@@ -180,7 +180,7 @@ async def test_ten_thousand_keys_cost_the_start_and_a_change_next_to_nothing(
             await keyring.move(id, moved, told)
             assert sum(keyring.table.principals[digest] is not who for digest, who in hashed.items()) == 1
             began = time.perf_counter()
-            keyring._take(keyring.records[id], keyring.records[id])
+            keyring._take([(id, keyring.records[id])])
             snapshot = compiler.compile(Observed(keys=keyring.table))
             took.append(time.perf_counter() - began)
             assert len(snapshot.keys) == MANY
