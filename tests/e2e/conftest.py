@@ -46,7 +46,14 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "concurrency": {"limit": 2, "queue": 1, "queue_timeout": 60},
         "parameters": {"set": {"temperature": 0}},
         "overrides": {
-            BASE: {"name": "SmolLM2 135M", "description": "A very small model that runs anywhere.", "price": PRICE},
+            BASE: {
+                "name": "SmolLM2 135M",
+                "description": "A very small model that runs anywhere.",
+                "price": PRICE,
+                "parameters": {
+                    "set": {"max_tokens": 300}
+                },  # a story may have no end, and a slow machine takes its time
+            },
             PIRATE: {"name": "SmolLM2 Pirate", "price": PRICE},
         },
     }
