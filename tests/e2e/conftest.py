@@ -52,7 +52,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 "price": PRICE,
                 "parameters": {
                     "set": {"max_tokens": 300}
-                },  # a story may have no end, and a slow machine takes its time
+                },  # a story may have no end
             },
             PIRATE: {"name": "SmolLM2 Pirate", "price": PRICE},
         },
