@@ -50,9 +50,7 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
                 "name": "SmolLM2 135M",
                 "description": "A very small model that runs anywhere.",
                 "price": PRICE,
-                "parameters": {
-                    "set": {"max_tokens": 300}
-                },  # a story may have no end
+                "parameters": {"set": {"max_tokens": 300}},  # a story may have no end
             },
             PIRATE: {"name": "SmolLM2 Pirate", "price": PRICE},
         },

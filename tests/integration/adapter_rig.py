@@ -239,6 +239,7 @@ async def town(
     config = {
         "auth": {"admin_key": ADMIN_KEY, "keys": [{"name": "tester", "key": CLIENT_KEY}, *keys]},
         "log": {"level": "warning"},
+        "timeouts": {"connect": LATE},  # all of the town are in one loop
         "adapters": {"store": str(shelf.folder / "store"), **adapters},
         "upstreams": [
             {

@@ -16,14 +16,19 @@ from tests.integration.peopled import OTHER_KEY, SIGNED, TRUSTED, Peopled, peopl
 from tests.people import ADA, BOB, SECRET, claims, handmade, plain, signed, token
 
 HEAD = {"alg": "HS256", "typ": "JWT"}
-NOW = int(time.time())
+
+
+def now(seconds: int = 0) -> int:
+    """Unix seconds, so many from now: what was now when this file was read may be long ago."""
+    return int(time.time()) + seconds
+
 
 #: Tokens that prove nothing, and a word of the sentence that says why.
 FORGED: dict[str, tuple[Any, str]] = {
     "another secret": (lambda: token(secret="another-secret-of-32-characters-and-more"), "not signed with"),
-    "expired": (lambda: token(exp=NOW - 120), "expired"),
-    "issued tomorrow": (lambda: token(iat=NOW + 86_400), "future"),
-    "not valid before tomorrow": (lambda: token(nbf=NOW + 86_400), "future"),
+    "expired": (lambda: token(exp=now(-120)), "expired"),
+    "issued tomorrow": (lambda: token(iat=now(86_400)), "future"),
+    "not valid before tomorrow": (lambda: token(nbf=now(86_400)), "future"),
     "no algorithm": (lambda: jwt.encode(claims(), None, algorithm="none"), "not signed with"),
     "no algorithm, in capitals": (lambda: handmade({"alg": "NONE"}, claims()), "not signed with"),
     "a stronger algorithm": (lambda: jwt.encode(claims(), SECRET * 2, algorithm="HS512"), "not signed with"),
@@ -33,7 +38,7 @@ FORGED: dict[str, tuple[Any, str]] = {
     "another issuer": (lambda: token(iss="elsewhere"), "issuer"),
     "no issuer": (lambda: token(iss=None), "not valid"),
     "no end": (lambda: token(exp=None), "not valid"),
-    "an end that is a text": (lambda: handmade(HEAD, claims(exp=str(NOW + 300))), "not valid"),
+    "an end that is a text": (lambda: handmade(HEAD, claims(exp=str(now(300)))), "not valid"),
     "an end that never comes": (lambda: handmade(HEAD, b'{"sub":"a","iss":"open-webui","exp":Infinity}'), "not valid"),
     "an end that is no number": (lambda: handmade(HEAD, claims(exp=[1])), "not valid"),
     "nobody": (lambda: token(sub=None), "not valid"),
@@ -100,7 +105,7 @@ async def test_two_tokens_are_one_too_many(gateway: Peopled) -> None:
 
 
 async def test_clocks_may_differ_a_little(gateway: Peopled) -> None:
-    assert (await gateway.ask(signed(iat=NOW + 20, nbf=NOW + 20))).status == 200
+    assert (await gateway.ask(signed(iat=now(20), nbf=now(20)))).status == 200
     assert (await gateway.ask(signed(exp=int(time.time()) - 5))).status == 200
 
 
