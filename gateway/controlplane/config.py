@@ -47,6 +47,7 @@ from gateway.controlplane.values import (
 )
 from gateway.domain import snapshot
 from gateway.domain.limits import MAX_BUDGET, Allowance, Budget, Limits, Period
+from gateway.domain.money import micros
 from gateway.domain.secret import Secret
 
 _DEFAULT_TIMEOUTS = snapshot.Timeouts()
@@ -123,7 +124,7 @@ class BudgetSettings(Section):
 
     def of_domain(self) -> Budget:
         """As the data plane knows it."""
-        money = None if self.money is None else round(self.money * 1_000_000)
+        money = None if self.money is None else micros(self.money)
         return Budget(money, self.tokens, self.per)
 
 
