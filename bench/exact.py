@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import itertools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from measure import chat
@@ -13,7 +14,7 @@ TIMEOUT_S = 30
 
 
 class Unanswered(Exception):
-    """No answer, or none with status 200."""
+    """No answer, or one that is an error."""
 
 
 @dataclass(frozen=True)
@@ -34,23 +35,28 @@ CASES = (
 )
 
 
-def ask(port: int, key: str, request: dict[str, object]) -> bytes:
+def ask(port: int, headers: Mapping[str, str], request: object) -> bytes:
     """The payload of an answer: of JSON the body, of a stream its `data:` lines. Raises Unanswered."""
+    body, kind = post(port, "/v1/chat/completions", headers, request)
+    if not kind.startswith("text/event-stream"):
+        return body
+    return b"".join(line for line in body.splitlines(keepends=True) if line.startswith(b"data:"))
+
+
+def post(port: int, path: str, headers: Mapping[str, str], request: object) -> tuple[bytes, str]:
+    """An answer's body and its content type. Raises Unanswered."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_S)
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {key}"}
     try:
-        connection.request("POST", "/v1/chat/completions", json.dumps(request), headers)
+        connection.request("POST", path, json.dumps(request), {"Content-Type": "application/json", **headers})
         answer = connection.getresponse()
         body = answer.read()
     except (OSError, http.client.HTTPException) as error:
         raise Unanswered(f"{type(error).__name__}: {error}") from error
     finally:
         connection.close()
-    if answer.status != 200:
+    if not 200 <= answer.status < 300:
         raise Unanswered(f"status {answer.status}: {body[:300].decode(errors='replace')}")
-    if not (answer.getheader("content-type") or "").startswith("text/event-stream"):
-        return body
-    return b"".join(line for line in body.splitlines(keepends=True) if line.startswith(b"data:"))
+    return body, answer.getheader("content-type") or ""
 
 
 def compare(upstream: bytes, relayed: bytes) -> Alterations:
@@ -65,9 +71,9 @@ def _distance(one: bytes, other: bytes) -> int:
     return sum(a != b for a, b in zip(one, other, strict=False)) + abs(len(one) - len(other))
 
 
-def alterations(bare_port: int, port: int, key: str) -> Alterations:
+def alterations(bare_port: int, port: int, headers: Mapping[str, str]) -> Alterations:
     """Sends every case to the upstream itself and through a target. Raises Unanswered."""
-    found = [compare(ask(bare_port, key, case), ask(port, key, case)) for case in CASES]
+    found = [compare(ask(bare_port, headers, case), ask(port, headers, case)) for case in CASES]
     examples = [one.example for one in found if one.example]
     return Alterations(
         sum(one.lines for one in found),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,7 +85,9 @@ class Load:
     binary: Path
     folder: Path
 
-    def through(self, workload: Workload, port: int, key: str, pid: int, seconds: float) -> Reading:
+    def through(
+        self, workload: Workload, port: int, headers: Mapping[str, str], pid: int, seconds: float
+    ) -> Reading:
         """Loads the server on `port`, whose process tree starts at `pid`. Raises LoadFailed."""
         name = workload.name.replace(", ", "-")
         body = self.folder / f"{name}.request.json"
@@ -96,8 +99,7 @@ class Load:
             str(port),
             "--body",
             body,
-            "--header",
-            f"Authorization: Bearer {key}",
+            *(part for name, value in headers.items() for part in ("--header", f"{name}: {value}")),
         ]
         command += ["--expect", self.folder / f"{name}.expected", "--connections", str(workload.connections)]
         command += ["--seconds", str(seconds), "--ramp", str(ramp), "--patience", str(PATIENCE_S)]

@@ -123,7 +123,7 @@ def ratios(outcomes: Mapping[str, Outcome]) -> str:
     """Empty where no two targets are worth comparing."""
     rows = [
         [f"{over} ÷ {under}", *(ratio(outcomes[over], outcomes[under], column) for column in COST[1:])]
-        for over, under in (("litellm", "gateway"), ("gateway", "nginx"), ("gateway", "bare"))
+        for over, under in (("litellm", "gateway"), ("gateway", "nginx"), ("gateway", "bare"), ("accounts", "gateway"))
         if over in outcomes and under in outcomes
     ]
     return table(["", *(column.title for column in COST[1:])], rows) if rows else ""

@@ -32,12 +32,12 @@ class Mode:
 
 
 FULL = Mode(
-    ("bare", "nginx", "gateway", "litellm"),
+    ("bare", "nginx", "gateway", "accounts", "litellm"),
     3,
     {"requests, c=1": 2, "requests, c=64": 4, "streams, c=1": 2, "streams, c=64": 4, "streams, c=256": 4},
 )
 QUICK = Mode(
-    ("bare", "nginx", "gateway"),
+    ("bare", "nginx", "gateway", "accounts"),
     1,
     {"requests, c=1": 1, "requests, c=64": 2, "streams, c=1": 1, "streams, c=64": 2, "streams, c=256": 2},
 )
@@ -117,16 +117,16 @@ def prepare(upstream: Target) -> Load:
     """Asks the upstream itself for what every answer is later compared with."""
     load = Load(compile_c("load"), FOLDER)
     for workload in WORKLOADS:
-        load.expect(workload, ask(upstream.port, upstream.key, workload.request))
+        load.expect(workload, ask(upstream.port, upstream.headers, workload.request))
     return load
 
 
 def check(one: Measured, upstream: Target, load: Load) -> None:
     """Compares bytes, then warms up."""
     try:
-        one.alterations = alterations(upstream.port, one.target.port, one.target.key)
+        one.alterations = alterations(upstream.port, one.target.port, one.target.headers)
         for workload in WORKLOADS[1:3]:
-            load.through(workload, one.target.port, one.target.key, one.target.pid, WARM_UP_S)
+            load.through(workload, one.target.port, one.target.headers, one.target.pid, WARM_UP_S)
     except (Unanswered, LoadFailed) as reason:
         one.broken = f"{one.target.name}: {reason}"
 
@@ -135,7 +135,7 @@ def read(one: Measured, workload: Workload, load: Load, seconds: float) -> None:
     if one.broken:
         return
     try:
-        reading = load.through(workload, one.target.port, one.target.key, one.target.pid, seconds)
+        reading = load.through(workload, one.target.port, one.target.headers, one.target.pid, seconds)
     except LoadFailed as reason:
         one.broken = f"{one.target.name}: {reason}"
     else:

@@ -12,11 +12,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from exact import Unanswered, ask
+import jwt
+from exact import Unanswered, ask, post
 from measure import WORKLOADS, chat
 
 HERE = Path(__file__).parent
@@ -36,21 +37,23 @@ class Broken(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """A server that runs. `key` is the bearer token that it wants, `pid` the top of its process tree."""
+    """A server that runs. `headers`: what it wants with each request; `pid`: the top of its process tree."""
 
     name: str
     port: int
-    key: str
+    headers: Mapping[str, str]
     pid: int
     start_seconds: float
 
 
 @dataclass(frozen=True)
 class Command:
-    """How to run a target; `environ` is added to ours."""
+    """How to run a target; `environ` is added to ours. `enter`: what is done once it answers with the key that it shall
+    want (its port → what it wants with each request from then on)."""
 
     argv: list[str | Path]
     environ: dict[str, str]
+    enter: Callable[[int], Mapping[str, str]] | None = None
 
 
 # Prepares a target: (folder for its files, its port, the upstream's port, the key it shall want) → how to run it.
@@ -92,6 +95,35 @@ def gateway(work: Path, port: int, upstream: int, key: str) -> Command:
     file = _write(work / "gateway.yaml", json.dumps(config, indent=2))  # JSON is YAML
     command = Path(sys.executable).parent / "gateway"
     return Command([command, "serve", "--config", file, "--port", str(port)], {"BENCH_KEY": key})
+
+
+def accounts(work: Path, port: int, upstream: int, key: str) -> Command:
+    """The gateway with a key made at run time and a signed user of Open WebUI, and the limits and budgets that
+    docs/limits.md begins with: of the key, the team, the user and the model."""
+    command = gateway(work, port, upstream, key)
+    file = work / "gateway.yaml"
+    config = json.loads(file.read_text())
+    often, at_once = {"requests_per_minute": 10**8}, {"concurrent": 10**6}
+    key_limits = {**often, "tokens_per_minute": 10**8, **at_once}
+    admin, secret = (secrets.token_urlsafe(32) for _ in range(2))
+    config["auth"]["admin_key"] = "${BENCH_ADMIN}"
+    config["users"] = {"openwebui": {"jwt_secret": "${BENCH_JWT}"}}
+    config["teams"] = [{"name": "bench", "limits": often}]
+    config["limits"] = {"defaults": {"user": {"limits": often, "budgets": [{"money": 10**6, "per": "day"}]}}}
+    price = {"input": 0.25, "output": 2}
+    config["upstreams"][0]["overrides"] = {model: {"price": price, "limits": at_once} for model in MODELS}
+    _write(file, json.dumps(config, indent=2))
+
+    def enter(port: int) -> Mapping[str, str]:
+        budget = {"money": 10**6, "per": "month"}
+        made = {"name": f"bench-{time.time_ns()}", "team": "bench", "limits": key_limits, "budgets": [budget]}
+        body, _ = post(port, "/admin/v1/keys", {"Authorization": f"Bearer {admin}"}, made)
+        now = int(time.time())
+        claims = {"iss": "open-webui", "sub": "anna", "role": "user", "iat": now, "exp": now + 86_400}
+        token = jwt.encode(claims, secret, "HS256")
+        return {"Authorization": f"Bearer {json.loads(body)['key']}", "X-OpenWebUI-User-Jwt": token}
+
+    return Command(command.argv, command.environ | {"BENCH_ADMIN": admin, "BENCH_JWT": secret}, enter)
 
 
 def nginx(work: Path, port: int, upstream: int, _key: str) -> Command:
@@ -162,7 +194,9 @@ def litellm(work: Path, port: int, upstream: int, key: str) -> Command:
     return Command([_litellm_environment() / "bin/litellm", "--config", file, *options], environ)
 
 
-RECIPES: dict[str, Recipe] = {"bare": bare, "nginx": nginx, "gateway": gateway, "litellm": litellm}
+RECIPES: dict[str, Recipe] = {
+    "bare": bare, "nginx": nginx, "gateway": gateway, "accounts": accounts, "litellm": litellm,
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -190,18 +224,22 @@ def running(name: str, upstream_port: int = 0) -> Iterator[Target]:
         except OSError as error:
             raise Broken(f"{name} cannot be started: {error}") from error
     try:
-        _wait_until_it_answers(name, process, port, key, log)
-        yield Target(name, port, key, process.pid, time.monotonic() - start)
+        headers: Mapping[str, str] = {"Authorization": f"Bearer {key}"}
+        _wait_until_it_answers(name, process, port, headers, log)
+        seconds = time.monotonic() - start
+        if command.enter is not None:
+            headers = command.enter(port)
+        yield Target(name, port, headers, process.pid, seconds)
     finally:
         _stop(process)
 
 
-def _wait_until_it_answers(name: str, process: subprocess.Popen[bytes], port: int, key: str, log: Path) -> None:
+def _wait_until_it_answers(name: str, process: subprocess.Popen[bytes], port: int, headers: Mapping[str, str], log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     refusal = "no answer yet"
     while process.poll() is None and time.monotonic() < deadline:
         try:
-            ask(port, key, chat(MODELS[0], 1, stream=False))
+            ask(port, headers, chat(MODELS[0], 1, stream=False))
             return
         except Unanswered as error:
             refusal = str(error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import socket
@@ -163,6 +164,9 @@ async def _serve(config: Config, listener: socket.socket) -> int:
     gateway = Gateway(config, os.environ)
 
     def listening(host: str, port: int) -> None:
+        # What is here now stays: to look through it for garbage again and again is a fifth of a request's CPU.
+        gc.collect()
+        gc.freeze()
         shown = f"[{host}]" if ":" in host else host
         _log.info("listening on http://%s:%d", shown, port)
 

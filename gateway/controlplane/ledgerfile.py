@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
@@ -28,7 +28,7 @@ from gateway.domain.errors import Reason
 from gateway.domain.usage import Usage
 
 _T = TypeVar("_T")
-_SIZES = (64, 8, 1)  # rows in one statement
+_SIZES = tuple(1 << power for power in range(9, -1, -1))  # rows in one statement
 _DAY = 86_400  # seconds
 _FIELDS = tuple(field.name for field in fields(Entry))
 _values = attrgetter(*_FIELDS)
@@ -37,11 +37,12 @@ _values = attrgetter(*_FIELDS)
 @dataclass(slots=True)
 class Batch:
     """What is written in one transaction.  `opened` and `settled` by the id of the request; `marks`: the tokens that a
-    running request has had so far."""
+    running request has had so far; `unnoted`: requests in `settled` that no journal has."""
 
     opened: dict[str, Entry] = field(default_factory=dict)
     marks: dict[str, int] = field(default_factory=dict)
     settled: dict[str, Entry] = field(default_factory=dict)
+    unnoted: set[str] = field(default_factory=set)
 
     def open(self, entry: Entry) -> None:
         """A request runs."""
@@ -54,6 +55,21 @@ class Batch:
     def settle(self, entry: Entry) -> None:
         """A request has ended."""
         self.settled[entry.request_id] = entry
+
+    def add(self, later: Batch) -> None:
+        """What came after this."""
+        self.opened |= later.opened
+        self.marks |= later.marks
+        self.settled |= later.settled
+        self.unnoted |= later.unnoted
+
+    def without(self, requests: Container[str]) -> Batch:
+        """What is to be written of all others."""
+        return Batch(
+            {name: entry for name, entry in self.opened.items() if name not in requests},
+            {name: tokens for name, tokens in self.marks.items() if name not in requests},
+            {name: entry for name, entry in self.settled.items() if name not in requests},
+        )
 
     def __len__(self) -> int:
         return len(self.opened) + len(self.marks) + len(self.settled)
@@ -94,11 +110,10 @@ class LedgerFile:
     def write(self, batch: Batch) -> None:
         """Writes all of it, or nothing.  It outlives this process, however that ends; the machine's end only after the
         next `sync`.  Raises sqlite3.Error."""
-        opened = [entry for name, entry in batch.opened.items() if name not in batch.settled]
-        marks = {name: tokens for name, tokens in batch.marks.items() if name not in batch.settled}
-        todo = _OPENED.statements([(*_values(entry), self._boot) for entry in opened])
-        if marks:
-            todo.append((_MARKED, (json.dumps(marks),)))
+        running = batch.without(batch.settled)
+        todo = _OPENED.statements([(*_values(entry), self._boot) for entry in running.opened.values()])
+        if running.marks:
+            todo.append((_MARKED, (json.dumps(running.marks),)))
         try:
             todo += _SETTLED.statements(self._numbered(batch.settled.values()))
             if len(todo) == 1:  # is a transaction by itself
@@ -119,17 +134,25 @@ class LedgerFile:
         """Makes what was written safe against the end of the machine.  Raises sqlite3.Error."""
         self._raw.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
 
-    def recover(self) -> int:
-        """Settles the requests that an earlier life of the gateway did not, with the tokens that they are known to have
-        had.  Returns how many there were.  Raises sqlite3.Error."""
+    def recover(self, journalled: Batch) -> int:
+        """Writes what an earlier life of the gateway left in its journals, though it may have written some of it, and
+        settles the requests that it did not, with the tokens that they are known to have had.  Returns how many there
+        were.  Killed on its way, it can begin anew.  Raises sqlite3.Error."""
+        self._write_some(journalled.without(self._settled_among([*journalled.opened, *journalled.settled])))
         left = self.read(lambda connection: connection.execute(select(*(OPEN.c[name] for name in _FIELDS))).all())
-        batch = Batch()
+        crashed = Batch()
         for row in left:
-            batch.settle(_crashed(Entry(*row)))
-        if left:
-            self.write(batch)
+            crashed.settle(_crashed(Entry(*row)))
+        self._write_some(crashed)
         self.sync()
         return len(left)
+
+    def _write_some(self, batch: Batch) -> None:
+        if len(batch):
+            self.write(batch)
+
+    def _settled_among(self, requests: Sequence[str]) -> set[str]:
+        return {name for (name,) in self._raw.execute(_KNOWN, (json.dumps(requests),))}
 
     def read(self, question: Callable[[Connection], _T]) -> _T:
         """Asks; what is answered is of one moment."""
@@ -198,4 +221,5 @@ def _opened() -> Insert:
 _OPENED = _Rows(_opened(), (*_FIELDS, "boot"))
 _SETTLED = _Rows(insert(REQUESTS), ("seq", *_FIELDS))
 _LAST = "SELECT max(seq) FROM requests"
+_KNOWN = "SELECT request_id FROM requests WHERE request_id IN (SELECT value FROM json_each(?))"
 _MARKED = "UPDATE open_requests SET completion = mark.value FROM json_each(?) AS mark WHERE request_id = mark.key"

@@ -128,7 +128,7 @@ class Attempt:
                     if not reply.committed:
                         record.first_byte = now
                         record.status = 200
-                        await record.opened()
+                        record.show()
                         await reply.stream(self._headers(request))
                     record.last_byte = now
                     await reply.event(out)
@@ -149,7 +149,7 @@ class Attempt:
         record.status = 200
         scope.close()
         record.settle(Reason.COMPLETED, scope.phase)
-        await record.accounted()
+        record.show_end()
         await reply.stream(self._headers(request))
         await reply.event(decoder.tail(usage, display_extras(self._call, self._target, record, usage)), more=False)
 
@@ -181,7 +181,7 @@ class Attempt:
         record.status = 200
         self._scope.close()
         record.settle(Reason.COMPLETED, self._scope.phase)
-        await record.accounted()
+        record.show_end()
         await self._reply.whole(200, answer.body, self._headers(request))
 
     async def _refused(self, connection: Connection) -> UpstreamFault:

@@ -95,7 +95,7 @@ class Permit:
         if self._meters is None or self._grant is None:
             return
         step = self._step if tokens < self._reserved else min(self._step, _LAST)
-        cost = 0 if self._price is None else self._price.cost(Usage(completion=step))
+        cost = 0 if self._price is None else self._price.of(0, step)
         denied = await self._meters.top_up(self._grant, step, cost)
         if denied is None:
             self._reserved += step
@@ -107,13 +107,13 @@ class Permit:
 
     def headers(self) -> Headers:
         """Where the limits stand that it was charged to, in OpenAI's words."""
+        grant, bill = self._grant, self._bill
+        if grant is None or bill is None:
+            return []
         headers: Headers = []
-        if self._grant is not None and self._bill is not None:
-            for places, (limit, remaining, reset) in self._bill.rates:
-                standing = self._grant.standing(places)
-                headers.append((limit, b"%d" % standing.limit))
-                headers.append((remaining, b"%d" % standing.remaining))
-                headers.append((reset, _span(standing.reset)))
+        for places, names in bill.rates:
+            limit, remaining, reset = grant.standing(places)
+            headers += ((names[0], b"%d" % limit), (names[1], b"%d" % remaining), (names[2], _span(reset)))
         return headers
 
     def release(self, usage: Usage | None, cost: int) -> None:
@@ -143,7 +143,7 @@ class Turnstile:
         answer, bound = _answer(call, targets[0])
         prompt = call.size // _BYTES_PER_TOKEN
         price = _price(call, targets) if bill.in_money else None
-        cost = 0 if price is None else min(price.cost(Usage(prompt, answer)), MAX_BUDGET)
+        cost = 0 if price is None else min(price.of(prompt, answer), MAX_BUDGET)
         charged = (1, prompt + answer, cost)
         granted = await self._meters.acquire(bill.meters, [charged[count] for count in bill.counts])
         if isinstance(granted, Denied):
@@ -217,6 +217,8 @@ def _price(call: Call, targets: Sequence[Target]) -> Price:
             code="model_without_price", param="model", reason=Reason.LIMIT,
         )  # fmt: skip
     known = [price for price in prices if price is not None]
+    if len(known) == 1:
+        return known[0]
     return Price(max(price.input for price in known), max(price.output for price in known))
 
 

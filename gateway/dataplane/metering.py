@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.dataplane.metered import Permit
 from gateway.domain.call import Call, Endpoint
 from gateway.domain.entry import Entry
-from gateway.domain.errors import GatewayError, Reason
+from gateway.domain.errors import GatewayError, Reason, Unaccounted
 from gateway.domain.money import MILLION, Price
 from gateway.domain.principal import Principal
 from gateway.domain.snapshot import Target
@@ -27,8 +27,8 @@ _access = logging.getLogger("gateway.access")
 
 
 class Ledger(Protocol):
-    """Where requests are written down.  Nothing here blocks; what is handed over is not forgotten any more, whatever
-    becomes of the task that did it."""
+    """Where requests are written down.  Nothing here waits; what is handed over is not forgotten any more, whatever
+    becomes of the task that did it.  What returns a bool says whether that also outlives a `kill -9`."""
 
     @property
     def trouble(self) -> GatewayError | None:
@@ -40,17 +40,16 @@ class Ledger(Protocol):
         more is known than was."""
         ...
 
-    async def shown(self, request_id: str) -> None:
-        """Returns when that this request runs outlives a `kill -9`.  Raises Unaccounted when it cannot be written."""
+    def shown(self, request_id: str) -> bool:
+        """The client of a request that runs is about to be shown something."""
         ...
 
     def checkpoint(self, request_id: str, completion: int) -> None:
         """A request that runs has had so many tokens."""
         ...
 
-    def settled(self, entry: Entry) -> Awaitable[None]:
-        """A request has ended.  Handed over by the call; what is returned ends, or raises, as `shown` does, and may
-        be left alone."""
+    def settled(self, entry: Entry) -> bool:
+        """A request has ended."""
         ...
 
 
@@ -90,7 +89,7 @@ class Record:
     _expected: int = 0  # tokens of the prompt
     _opened: bool = False
     _settled: bool = False
-    _settlement: Awaitable[None] | None = None
+    _accounted: bool = True
 
     def serve_from(self, target: Target) -> None:
         """This target is tried now."""
@@ -105,9 +104,10 @@ class Record:
         self._opened = True
         self.ledger.opened(self.request_id, self._known)
 
-    async def opened(self) -> None:
-        """Returns when it could not be forgotten any more: before the client is shown anything.  Raises Unaccounted."""
-        await self.ledger.shown(self.request_id)
+    def show(self) -> None:
+        """The client is about to be shown something: this request is not forgotten any more.  Raises Unaccounted."""
+        if not self.ledger.shown(self.request_id):
+            raise Unaccounted
 
     def checkpoint(self) -> None:
         """Notes how far a stream is."""
@@ -138,7 +138,7 @@ class Record:
         cost = 0 if usage is None else self.cost(usage)
         if self._opened or self.ledger.trouble is None:
             duration = round((now - self.started) * MILLION)
-            self._settlement = self.ledger.settled(self._entry(reason.value, usage or _NOTHING, cost, duration))
+            self._accounted = self.ledger.settled(self._entry(reason.value, usage or _NOTHING, cost, duration))
         else:
             self.metrics.unaccounted()
         self.permit.release(usage, cost)
@@ -163,10 +163,10 @@ class Record:
             fields = self._fields(reason, ttft, now)
             _access.handle(_access.makeRecord(_access.name, logging.INFO, "", 0, "%s %d %s", said, None, extra=fields))
 
-    async def accounted(self) -> None:
-        """Returns when the settlement outlives a `kill -9`: before the client is shown the end.  Raises Unaccounted."""
-        if self._settlement is not None:
-            await self._settlement
+    def show_end(self) -> None:
+        """The client is about to be shown the end, and its account is not forgotten any more.  Raises Unaccounted."""
+        if not self._accounted:
+            raise Unaccounted
 
     def _known(self) -> Entry:
         """What is known while it runs."""

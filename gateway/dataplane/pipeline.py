@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import time
@@ -19,7 +18,7 @@ from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
 from gateway.dataplane.scope import Scope
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.call import Call, Client, Endpoint
-from gateway.domain.errors import GatewayError, Overloaded, Reason, Unaccounted, Unauthenticated, UpstreamFault
+from gateway.domain.errors import GatewayError, Overloaded, Reason, Unauthenticated, UpstreamFault
 from gateway.domain.people import NOBODY, Standing
 from gateway.domain.plan import Plan
 from gateway.domain.principal import Principal
@@ -45,8 +44,8 @@ class Pipeline:
     """Serves calls of the inference endpoints.
 
     `suspect` is told the name of an upstream that could not be reached or has lost a model, so that the control plane
-    looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.  `ledger` is
-    what a client's answer waits for, at its beginning and at its end; `turnstile` refuses what is too much.
+    looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.  `ledger`
+    knows of a request before its client is shown anything, and of its end before that is shown; `turnstile` refuses what is too much.
     """
 
     def __init__(
@@ -246,8 +245,6 @@ async def _fail(error: GatewayError, scope: Scope, record: Record, reply: Reply)
     scope.close()
     record.status = record.status or error.status
     record.settle(error.reason, scope.phase)
-    with contextlib.suppress(Unaccounted):
-        await record.accounted()
     await reply.fail(error)
 
 

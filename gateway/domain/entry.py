@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Final, Literal, get_args
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # nobody changes one; to make it frozen takes ten times as long, and one is made a request
 class Entry:
     """Money is in micros (domain/money.py), times in microseconds.  "" and 0 stand for what there is not, or is not
     known (yet)."""

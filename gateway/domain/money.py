@@ -28,7 +28,11 @@ class Price:
     def cost(self, usage: Usage) -> int:
         """Micros for these tokens; half a micro is rounded up."""
         cached = 0 if self.cached is None else min(usage.cached, usage.prompt)
-        total = (usage.prompt - cached) * self.input + cached * (self.cached or 0) + usage.completion * self.output
+        return self.of(usage.prompt - cached, usage.completion, cached)
+
+    def of(self, prompt: int, completion: int, cached: int = 0) -> int:
+        """The same; `cached` comes on top of `prompt`."""
+        total = prompt * self.input + cached * (self.cached or 0) + completion * self.output
         return (2 * total + MILLION) // (2 * MILLION)
 
 

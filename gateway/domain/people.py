@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
@@ -142,4 +143,13 @@ class People:
 def cache_salt(secret: bytes, tenant: str, own: str) -> str:
     """The salt that a tenant's requests are sent with.  `own`: the salt that the client sent, which parts its requests
     further; no choice of it leads to another tenant's."""
-    return hmac.digest(secret, f"{tenant}\0{own}".encode("utf-8", "surrogatepass"), "sha256")[:_SALT_BYTES].hex()
+    return _digest(secret, f"{tenant}\0{own}") if own else _tenants_own(secret, tenant)
+
+
+@lru_cache(1024)
+def _tenants_own(secret: bytes, tenant: str) -> str:
+    return _digest(secret, f"{tenant}\0")
+
+
+def _digest(secret: bytes, text: str) -> str:
+    return hmac.digest(secret, text.encode("utf-8", "surrogatepass"), "sha256")[:_SALT_BYTES].hex()

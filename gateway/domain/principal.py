@@ -57,7 +57,7 @@ ANONYMOUS = Principal("anonymous")
 def permits(patterns: tuple[str, ...], model: str) -> bool:
     """Whether one of the patterns (`*`, `?`, `[…]`; case counts) fits the name.  Whoever may use an adapter may ask
     for each of its versions."""
-    return any(
-        pattern in ("*", model) or fnmatchcase(model, pattern) or fnmatchcase(model.partition("@")[0], pattern)
-        for pattern in patterns
-    )
+    if "*" in patterns or model in patterns:
+        return True
+    plain = model.partition("@")[0]
+    return any(fnmatchcase(model, pattern) or fnmatchcase(plain, pattern) for pattern in patterns)

@@ -49,16 +49,18 @@ class Grant:
 
     def standing(self, places: tuple[int, ...]) -> Standing:
         """The tightest of the rates at these places in `meters`, as the grant has left it."""
-        tightest: Standing | None = None
+        levels, meters, share = self.levels, self.meters, self.share
+        limit, left, reset = 0, None, 0
         for place in places:
-            level = self.levels[place]
-            limit = -(-self.meters[place].limit // self.share)
-            left = limit - -(-level // MINUTE)
-            if tightest is None or left < tightest.remaining:
-                tightest = Standing(limit, left, -(-level // limit))
-        if tightest is None:
+            level, its = levels[place], meters[place].limit
+            if share != 1:
+                its = -(-its // share)
+            its_left = its - -(-level // MINUTE)
+            if left is None or its_left < left:
+                limit, left, reset = its, its_left, -(-level // its)
+        if left is None:
             raise ValueError("no place was given")
-        return tightest
+        return Standing(limit, left, reset)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from datetime import date
 from typing import Any
 
 from gateway.domain.entry import Entry
-from gateway.domain.errors import StorageError, Unaccounted
+from gateway.domain.errors import StorageError
 
 
 class MemoryLedger:
@@ -23,24 +22,17 @@ class MemoryLedger:
     def opened(self, request_id: str, known: Callable[[], Entry]) -> None:
         self.running[request_id] = known()
 
-    async def shown(self, request_id: str) -> None:
-        if self.trouble is not None:
-            raise Unaccounted
+    def shown(self, request_id: str) -> bool:
+        return self.trouble is None
 
     def checkpoint(self, request_id: str, completion: int) -> None:
         self.marks[request_id] = completion
 
-    def settled(self, entry: Entry) -> asyncio.Future[None]:
+    def settled(self, entry: Entry) -> bool:
         assert entry.request_id not in [one.request_id for one in self.entries], "settled twice"
         self.running.pop(entry.request_id, None)
         self.entries.append(entry)
-        done = asyncio.get_running_loop().create_future()
-        if self.trouble is None:
-            done.set_result(None)
-        else:
-            done.set_exception(Unaccounted())
-            done.exception()
-        return done
+        return self.trouble is None
 
     async def summary(self, by: str, since: date | None, until: date | None, key: str | None = None) -> list[Any]:
         return []

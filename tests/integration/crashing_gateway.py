@@ -20,7 +20,8 @@ from typing import Any
 
 from gateway import server
 from gateway.app import Gateway
-from gateway.controlplane.ledger import Ledger, _Turn
+from gateway.controlplane.journal import Journal
+from gateway.controlplane.ledger import Ledger, _Writer
 from gateway.controlplane.ledgerfile import LedgerFile
 from gateway.controlplane.loader import load
 from gateway.dataplane.dispatch import Attempt
@@ -31,8 +32,8 @@ from gateway.dataplane.reply import Reply
 POINTS: dict[str, tuple[type, str, bool]] = {
     "before the request is handed to the ledger": (Record, "open", True),
     "after the request is handed to the ledger": (Record, "open", False),
-    "before it is written that the request runs": (Record, "opened", True),
-    "after it is written that the request runs": (Record, "opened", False),
+    "before it is noted that the request runs": (Record, "show", True),
+    "after it is noted that the request runs": (Record, "show", False),
     "before the upstream is asked": (Attempt, "run", True),
     "before the first byte": (Reply, "stream", True),
     "after the first byte": (Reply, "stream", False),
@@ -42,20 +43,21 @@ POINTS: dict[str, tuple[type, str, bool]] = {
     "after the tokens are noted": (Ledger, "checkpoint", False),
     "before the settlement is handed over": (Ledger, "settled", True),
     "after the settlement is handed over": (Ledger, "settled", False),
-    "before the settlement is waited for": (Record, "accounted", True),
-    "after the settlement is written, before the last bytes": (Record, "accounted", False),
+    "before the last bytes": (Record, "show_end", False),
     "before the whole answer": (Reply, "whole", True),
     "after the whole answer": (Reply, "whole", False),
     "before a transaction": (LedgerFile, "write", True),
     "before a statement": (LedgerFile, "_run", True),
     "after a statement": (LedgerFile, "_run", False),
-    "after a transaction, before it is told": (LedgerFile, "write", False),
+    "after a transaction, before its journals are removed": (LedgerFile, "write", False),
     "before a checkpoint": (LedgerFile, "sync", True),
     "after a checkpoint": (LedgerFile, "sync", False),
-    "before the thread takes a turn": (Ledger, "_take", True),
-    "after a commit is told": (Ledger, "_tell", False),
-    "when a turn takes a settlement": (_Turn, "settle", True),
-    "when a turn takes a request": (_Turn, "open", False),
+    "before a line": (Journal, "_append", True),
+    "after a line": (Journal, "_append", False),
+    "before another journal is begun": (Journal, "cut", True),
+    "after another journal is begun": (Journal, "cut", False),
+    "after a batch is handed to the thread": (Ledger, "_write", False),
+    "after the thread has written a batch": (_Writer, "write", False),
 }
 
 
