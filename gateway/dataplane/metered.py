@@ -43,6 +43,7 @@ _DAY = 86_400
 _KNOWN = 10_000  # scopes whose meters are remembered
 _NEVER = sys.maxsize
 _NOTHING = Usage()
+_GENERATING = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -199,7 +200,7 @@ _LIMITS = {
 
 def _answer(call: Call, target: Target) -> tuple[int, int]:
     """Tokens to reserve for the answer, and how many it may have."""
-    if call.endpoint not in (Endpoint.CHAT, Endpoint.COMPLETIONS):
+    if call.endpoint not in _GENERATING:
         return 0, 0
     body = call.body
     count = body.get("n") or 1
@@ -209,16 +210,16 @@ def _answer(call: Call, target: Target) -> tuple[int, int]:
 
 def _price(call: Call, targets: Sequence[Target]) -> Price:
     """A price that none of the targets is dearer than."""
+    if len(targets) == 1 and (only := targets[0].price) is not None:
+        return only
     prices = [target.price for target in targets]
-    if any(price is None for price in prices):
+    if None in prices:
         raise Forbidden(
             f"The model '{call.model}' has no price, and what you use is counted in money; use another model, or ask "
             "whoever runs this gateway to give it a price.",
             code="model_without_price", param="model", reason=Reason.LIMIT,
         )  # fmt: skip
     known = [price for price in prices if price is not None]
-    if len(known) == 1:
-        return known[0]
     return Price(max(price.input for price in known), max(price.output for price in known))
 
 
