@@ -85,9 +85,7 @@ class Load:
     binary: Path
     folder: Path
 
-    def through(
-        self, workload: Workload, port: int, headers: Mapping[str, str], pid: int, seconds: float
-    ) -> Reading:
+    def through(self, workload: Workload, port: int, headers: Mapping[str, str], pid: int, seconds: float) -> Reading:
         """Loads the server on `port`, whose process tree starts at `pid`. Raises LoadFailed."""
         name = workload.name.replace(", ", "-")
         body = self.folder / f"{name}.request.json"

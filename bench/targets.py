@@ -234,7 +234,9 @@ def running(name: str, upstream_port: int = 0) -> Iterator[Target]:
         _stop(process)
 
 
-def _wait_until_it_answers(name: str, process: subprocess.Popen[bytes], port: int, headers: Mapping[str, str], log: Path) -> None:
+def _wait_until_it_answers(
+    name: str, process: subprocess.Popen[bytes], port: int, headers: Mapping[str, str], log: Path
+) -> None:
     deadline = time.monotonic() + START_TIMEOUT_S
     refusal = "no answer yet"
     while process.poll() is None and time.monotonic() < deadline:

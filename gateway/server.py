@@ -35,8 +35,8 @@ END_SECONDS = 5.0  # for requests that were told to end: an error event, their l
 FLUSH_SECONDS = 1.0  # for what is still to be written when no request runs any more
 HURRY_SECONDS = 0.45  # for each of the steps that remain after a second signal: under two seconds together
 
-# Seconds for which a thread may keep the interpreter to itself while another wants it.  With Python's 5 ms the loop, and
-# with it every stream, would stand still that long while the ledger's thread prepares what it writes.
+# Seconds for which a thread may keep the interpreter to itself while another wants it.  With Python's 5 ms the loop,
+# and with it every stream, would stand still that long while the ledger's thread prepares what it writes.
 _SWITCH = 0.0005
 
 T = TypeVar("T")

@@ -1,6 +1,6 @@
 """What was handed to the ledger and is not in its file yet: lines at the end of a file beside it.
 
-A line is the kernel's as soon as it is appended, which takes a microsecond: it survives the end of this process, however
+A line is the kernel's as soon as it is appended, which takes microseconds: it survives the end of this process, however
 that ends.  So no request waits for a transaction, and a transaction has many of them (docs/adr/0012).
 """
 
@@ -23,9 +23,9 @@ _OPENED, _MARKED, _SETTLED = "opened", "marked", "settled"
 
 
 class Journal:
-    """The journals of the ledger at `path`: `PATH.journal-1` and so on, one of which is written.  To be closed.  Whoever
-    makes one holds the ledger, and has dealt with what `left` tells.  Raises OSError when it cannot write, and then has
-    written nothing."""
+    """The journals of the ledger at `path`, `PATH.journal-1` and so on, of which the last is written.  To be closed.
+    Whoever makes one holds the ledger, and has dealt with what `left` tells.  Raises OSError when it cannot write, and
+    then has written nothing."""
 
     def __init__(self, path: Path) -> None:
         self._stem = _stem(path)

@@ -1,12 +1,12 @@
 """The ledger: one row for each request that was let in, whatever ended it (docs/adr/0012).
 
-The data plane hands over what happens, which costs it a line at the end of a journal: from then on it survives the end of
-this process.  Four times a second a thread writes what was handed over into the ledger's file, all of it in one
+The data plane hands over what happens, which costs it a line at the end of a journal: from then on it survives the end
+of this process.  Four times a second a thread writes what was handed over into the ledger's file, all of it in one
 transaction, and once a second it makes that safe against the end of the machine.
 
-When the file cannot be written nothing is dropped: what is to be written stays here and in the journal, it is tried again
-until it can be, and the data plane lets nobody in (`trouble`).  After the disk itself has failed nothing is written before
-the next start: the kernel may take for written what never was.
+When the file cannot be written nothing is dropped: what is to be written stays here and in the journal, it is tried
+again until it can be, and the data plane lets nobody in (`trouble`).  After the disk itself has failed nothing is
+written before the next start: the kernel may take for written what never was.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class _Writer:
 
 
 class Ledger:
-    """Used from one event loop, from `start` to `close`.  Its methods block it for as long as it takes to append a line."""
+    """Used from one event loop, from `start` to `close`.  Its methods block it for as long as a line takes."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -278,6 +278,5 @@ def _open(url: str) -> tuple[_Writer, Journal, int]:
 def _unwritable(path: Path, error: OSError) -> StorageError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return StorageError(f"{path}: the disk is full ({error.strerror}): make room and try again")
-    return StorageError(
-        f"{path} cannot be written: {error.strerror}: see to the disk, and to the gateway's right to write in that folder"
-    )
+    remedy = "see to the disk, and to the gateway's right to write in that folder"
+    return StorageError(f"{path} cannot be written: {error.strerror}: {remedy}")

@@ -44,8 +44,9 @@ class Pipeline:
     """Serves calls of the inference endpoints.
 
     `suspect` is told the name of an upstream that could not be reached or has lost a model, so that the control plane
-    looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.  `ledger`
-    knows of a request before its client is shown anything, and of its end before that is shown; `turnstile` refuses what is too much.
+    looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.  `ledger` knows
+    of a request before its client is shown anything, and of its end before that is shown; `turnstile` refuses what is
+    too much.
     """
 
     def __init__(
