@@ -20,6 +20,7 @@ import sqlite3
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,6 +39,8 @@ _T = TypeVar("_T")
 _EVERY = 0.25  # seconds until what was handed over is written
 _SYNC = 1.0  # seconds until what is written is safe against the end of the machine
 _RETRY = 1.0  # seconds until what could not be written is tried again
+_MOST = 100_000  # things that wait to be written at most
+_BEHIND = StorageError("the ledger's disk does not keep up with the requests that come: give storage.url a faster one")
 
 
 def ledger_url(storage: str) -> str:
@@ -70,11 +73,11 @@ class _Writer:
         try:
             if len(self.left):
                 self.file.write(self.left)
+                self.left = Batch()
             journal.remove(self._journals)
+            self._journals.clear()
         except Exception as error:  # noqa: BLE001 - whatever it is, requests are refused and rows are kept
             return self._explained(error)
-        self.left = Batch()
-        self._journals.clear()
         return None
 
     def sync(self) -> _Trouble | None:
@@ -117,9 +120,13 @@ class Ledger:
         # Requests that run and are in no journal yet: one that ends before the next batch is written once.
         self._early: dict[str, Callable[[], Entry]] = {}
         self._batch = Batch()  # what the open journal has
+        self._unnoted: set[str] = set()  # requests that run and are in no journal, as long as there is trouble
         self._trouble: _Trouble | None = None
         self._writing: asyncio.TimerHandle | None = None
         self._syncing: asyncio.TimerHandle | None = None
+        self._closing = False
+        # Of what the thread was ever given: how much that was, and how much of it is in the file.
+        self._handed = self._written = 0
         self.recovered = 0  # requests that an earlier life of the gateway had left unsettled
 
     async def start(self) -> None:
@@ -137,12 +144,14 @@ class Ledger:
     @property
     def trouble(self) -> StorageError | None:
         """Why nothing can be written at this moment, None when it can."""
-        return None if self._trouble is None else self._trouble.error
+        if self._trouble is not None:
+            return self._trouble.error
+        return _BEHIND if self._handed - self._written > _MOST else None
 
     @property
     def depth(self) -> int:
         """How much was handed over and is not in the file, about."""
-        return len(self._early) + len(self._batch) + len(self._writer.left)
+        return len(self._early) + len(self._batch) + self._handed - self._written
 
     def opened(self, request_id: str, known: Callable[[], Entry]) -> None:
         """A request runs; `known` tells what is known of it at that moment, as often as it is asked.  Said again when
@@ -153,8 +162,8 @@ class Ledger:
     def shown(self, request_id: str) -> bool:
         """From now on it is not forgotten that this request runs.  Returns whether that outlives a `kill -9`."""
         known = self._early.pop(request_id, None)
-        if known is None:  # it was noted with a batch; what could not be noted lasts as trouble until it is written
-            return self._trouble is None
+        if known is None:  # that was noted with a batch
+            return request_id not in self._unnoted
         return self._runs(known())
 
     def checkpoint(self, request_id: str, completion: int) -> None:
@@ -182,6 +191,7 @@ class Ledger:
     async def close(self) -> None:
         """Returns when everything is written that can be; then another gateway may open the file."""
         self._write()
+        self._closing = True
         for timer in (self._writing, self._syncing):
             if timer is not None:
                 timer.cancel()
@@ -195,7 +205,10 @@ class Ledger:
 
     def _runs(self, entry: Entry) -> bool:
         self._batch.open(entry)
-        return self._noted(self._journal.opened, entry)
+        noted = self._noted(self._journal.opened, entry)
+        if not noted:
+            self._unnoted.add(entry.request_id)
+        return noted
 
     def _noted(self, note: Callable[..., None], *what: Any) -> bool:
         """Whether it could be noted in the journal."""
@@ -207,7 +220,7 @@ class Ledger:
         return True
 
     def _write_soon(self) -> None:
-        if self._writing is None:
+        if self._writing is None and not self._closing:
             self._writing = self._loop.call_later(_EVERY if self._trouble is None else _RETRY, self._write)
 
     def _write(self) -> None:
@@ -230,15 +243,20 @@ class Ledger:
             self._batch = Batch()
         elif self._trouble is None:
             return
-        self._loop.run_in_executor(self._thread, self._writer.write, batch, done).add_done_callback(self._written)
+        self._handed += len(batch)
+        writing = self._loop.run_in_executor(self._thread, self._writer.write, batch, done)
+        writing.add_done_callback(partial(self._tried, self._handed))
         if self._syncing is None:
             self._syncing = self._loop.call_later(_SYNC, self._sync)
 
-    def _written(self, writing: asyncio.Future[_Trouble | None]) -> None:
+    def _tried(self, handed: int, writing: asyncio.Future[_Trouble | None]) -> None:
         if (trouble := writing.result()) is not None:
             self._in_trouble(trouble)
-        elif self._trouble is not None and not self._trouble.lasting and not self._batch.unnoted:
+            return
+        self._written = handed
+        if self._trouble is not None and not self._trouble.lasting and not self._batch.unnoted:
             self._trouble = None
+            self._unnoted.clear()
             _log.warning("the ledger is written again, and requests are let in")
 
     def _sync(self) -> None:

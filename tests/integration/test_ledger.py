@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -211,6 +212,21 @@ async def test_what_is_in_the_journal_of_a_gateway_that_could_not_write_is_in_th
     async with opened(path):
         pass
     assert len(rows(path)) == 200
+
+
+async def test_a_disk_that_does_not_keep_up_lets_nobody_in_until_it_does(path: Path) -> None:
+    stands = threading.Event()
+    async with opened(path) as ledger:
+        waiting = asyncio.ensure_future(ledger.ask(lambda connection: stands.wait()))
+        for number in range(100_001):
+            assert ledger.settled(entry(number))
+        await until(lambda: ledger.trouble is not None)
+        assert ledger.trouble is not None
+        assert "does not keep up" in ledger.trouble.message
+        stands.set()
+        await waiting
+        await until(lambda: ledger.trouble is None)
+    assert len(rows(path)) == 100_001
 
 
 async def until(come: Callable[[], bool]) -> None:

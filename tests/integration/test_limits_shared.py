@@ -220,9 +220,11 @@ async def test_what_a_killed_gateway_held_is_free_after_ten_seconds(tmp_path: Pa
                             survivor.release(grant, 0, 0)
 
 
+@repeated(quick=0, long=60)
 async def test_a_gateway_serves_on_while_valkey_is_frozen_killed_and_started_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, repetitions: int
 ) -> None:
+    """`repetitions`: seconds of each outage, beyond those in which it serves fifty."""
     caplog.set_level(logging.INFO)
     async with OpenAIUpstream() as upstream:
         with valkey(tmp_path) as server:
@@ -240,8 +242,8 @@ async def test_a_gateway_serves_on_while_valkey_is_frozen_killed_and_started_aga
                     for stop, start in ((server.freeze, server.thaw), (server.kill, server.start)):
                         stop()
                         await _mode(gateway, "local", 2 * LATE)
-                        before = len(seen)
-                        while len(seen) < before + 50:
+                        before, until = len(seen), time.monotonic() + repetitions
+                        while len(seen) < before + 50 or time.monotonic() < until:
                             await asyncio.sleep(0.01)  # it serves meanwhile
                         start()
                         began = time.monotonic()
