@@ -70,6 +70,7 @@ class Server:
     def kill(self) -> None:
         """All its processes at once, in the middle of whatever they do."""
         if self._process is not None:
+            psutil.Process(self._process.pid).suspend()  # else it might have another child that is not killed
             bury(self._processes())
             self._process.wait(_START)
             self._process = None
