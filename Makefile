@@ -56,8 +56,8 @@ format: $(DEV)  ## format and mend what can be mended
 
 lock: $(DEV)    ## write the lock files anew
 	$(PIP) -q uv==0.13.9
-	$(BIN)/uv pip compile -q --generate-hashes --no-header --python-version 3.11 pyproject.toml --extra postgres --group build -o requirements.lock
-	$(BIN)/uv pip compile -q --generate-hashes --no-header --python-version 3.11 pyproject.toml --extra postgres --group dev -o requirements-dev.lock
+	$(BIN)/uv pip compile -q --generate-hashes --no-header --python-version 3.11 pyproject.toml --extra postgres --extra prices --group build -o requirements.lock
+	$(BIN)/uv pip compile -q --generate-hashes --no-header --python-version 3.11 pyproject.toml --extra postgres --extra prices --group dev -o requirements-dev.lock
 
 clean:          ## removes what was made, the models included
 	rm -rf $(VENV) var

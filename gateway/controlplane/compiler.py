@@ -30,6 +30,7 @@ from gateway.controlplane.memo import Memo
 from gateway.controlplane.naming import Named, Names, Wanted
 from gateway.controlplane.observed import EngineEndpoint, Observed, UpstreamState, UpstreamStatus
 from gateway.controlplane.offering import Offering, Place, Scene, offered
+from gateway.controlplane.pricelist import price_list
 from gateway.domain import snapshot
 from gateway.domain.keys import NO_KEYS, KeyTable
 from gateway.domain.limits import Allowances
@@ -57,6 +58,11 @@ class Compiler:
     def __init__(self, config: Config, version: int = 0) -> None:
         self._config = config
         self._upstreams = {upstream.name: upstream for upstream in config.upstreams}
+        self._prices = {
+            upstream.name: price_list(upstream.prices, upstream.base_url or "")
+            for upstream in config.upstreams
+            if upstream.prices is not None
+        }
         self._own_models = {model.id: model for model in config.models}
         self._people = people_of(config)
         self._allowances = allowances_of(config)
@@ -149,7 +155,7 @@ class Compiler:
         return upstream_record(self._config, self._upstreams[name], *of_process)
 
     def _offering(self, name: str, scene: Scene) -> Offering:
-        return Offering(self._upstreams[name], scene)
+        return Offering(self._upstreams[name], scene, self._prices.get(name))
 
     def _own_name(self, name: str, wanted: tuple[Wanted, ...]) -> Named:
         return naming.of_file(self._own_models[name], wanted)

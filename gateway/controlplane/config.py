@@ -45,9 +45,8 @@ from gateway.controlplane.values import (
     VariableName,
     Word,
 )
-from gateway.domain import snapshot
+from gateway.domain import money, snapshot
 from gateway.domain.limits import MAX_BUDGET, Allowance, Budget, Limits, Period
-from gateway.domain.money import micros
 from gateway.domain.secret import Secret
 
 _DEFAULT_TIMEOUTS = snapshot.Timeouts()
@@ -124,8 +123,7 @@ class BudgetSettings(Section):
 
     def of_domain(self) -> Budget:
         """As the data plane knows it."""
-        money = None if self.money is None else micros(self.money)
-        return Budget(money, self.tokens, self.per)
+        return Budget(None if self.money is None else money.micros(self.money), self.tokens, self.per)
 
 
 class ScopeSettings(Section):
@@ -333,14 +331,24 @@ class Parameters(Section):
 
 
 class Price(Section):
-    """Money for a million tokens, in the currency that you think in."""
+    """Money for a million tokens, in the currency that you think in; or what a machine costs and does."""
 
-    input: Annotated[float, Field(ge=0, le=1_000_000), values.NUMERIC]
+    input: Annotated[float, Field(ge=0, le=1_000_000), values.NUMERIC] | None = None
     """For a million prompt tokens."""
-    output: Annotated[float, Field(ge=0, le=1_000_000), values.NUMERIC]
+    output: Annotated[float, Field(ge=0, le=1_000_000), values.NUMERIC] | None = None
     """For a million completion tokens."""
     cached: Annotated[float, Field(ge=0, le=1_000_000), values.NUMERIC] | None = None
     """For a million prompt tokens that the upstream had in its cache, where it says how many; null: as the others."""
+    gpu_hour: Annotated[float, Field(ge=0, le=1_000_000), values.NUMERIC] | None = None
+    """In place of `input` and `output`: what the engine's machine costs an hour."""
+    tokens_per_second: Annotated[float, Field(gt=0, le=100_000_000), values.NUMERIC] | None = None
+    """With `gpu_hour`: tokens that it does a second under your load, prompts and answers together."""
+
+    def of_domain(self) -> money.Price:
+        """The price.  One of its two forms is whole (rules.py)."""
+        if self.gpu_hour is not None and self.tokens_per_second is not None:
+            return money.hourly(self.gpu_hour, self.tokens_per_second)
+        return money.price(self.input or 0, self.output or 0, self.cached)
 
 
 class Description(Section):
@@ -471,6 +479,9 @@ class UpstreamSettings(Section):
     """What happens to a request's parameters."""
     overrides: dict[ModelId, Override] = {}
     """Settings of single models, by the upstream's names."""
+    prices: Word | None = None
+    """What its models cost, where `overrides` does not say it, in US dollars and by the package genai-prices: the id of
+    a provider there, or `auto` for the one with this `base_url`.  null: nothing is known."""
     options: OllamaOptions | None = None
     """ollama only: options for every request."""
     poll_interval: Annotated[float, Field(ge=1, le=86_400), values.NUMERIC] = 15

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from gateway.controlplane.cards import Facts, described, facts_of
 from gateway.controlplane.config import Description, UpstreamSettings
 from gateway.controlplane.observed import AdapterStatus, Phase, UpstreamState
+from gateway.controlplane.pricelist import PriceList
 from gateway.domain import money
 from gateway.domain.limits import Metered
 from gateway.domain.listing import ListedModel
@@ -43,8 +44,9 @@ class Scene:
 class Offering:
     """What an upstream offers in one scene."""
 
-    def __init__(self, upstream: UpstreamSettings, scene: Scene) -> None:
+    def __init__(self, upstream: UpstreamSettings, scene: Scene, prices: PriceList | None = None) -> None:
         self.upstream = upstream
+        self._prices = prices
         self._scene = scene
         self._readiness, self._note = _readiness(upstream, scene)
         self._by_name = _by_name(upstream, scene.listed)
@@ -121,7 +123,7 @@ class Offering:
             strip_thinking=facts.thinking is False,
             developer_role=self.upstream.knows_developer_role,
             context_length=facts.context_length,
-            price=price_of(override),
+            price=price_of(override) or (None if self._prices is None else self._prices.price(model)),
             metered=metered_as(f"{self.upstream.name}/{model}", override),
         )
 
@@ -209,4 +211,4 @@ def metered_as(name: str, by: Description | None) -> Metered | None:
 
 def price_of(by: Description | None) -> money.Price | None:
     """What the file says a model costs."""
-    return None if by is None or by.price is None else money.price(by.price.input, by.price.output, by.price.cached)
+    return None if by is None or by.price is None else by.price.of_domain()

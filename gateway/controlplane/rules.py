@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 
-from gateway.controlplane import values
+from gateway.controlplane import pricelist, values
 from gateway.controlplane.config import (
     AttachedAdapters,
     Auth,
     BudgetSettings,
     Config,
     EngineSettings,
+    Price,
     TimeoutOverrides,
     Timeouts,
     UpstreamSettings,
@@ -266,6 +267,46 @@ def _credentials(loc: Loc, upstream: UpstreamSettings) -> Iterator[Mistake]:
                 yield Mistake((*loc, key), "has no use with engine: the gateway makes the engine's key itself")
 
 
+def _prices(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    for index, upstream in enumerate(config.upstreams):
+        loc: Loc = ("upstreams", index)
+        if upstream.prices is not None:
+            yield from _price_list((*loc, "prices"), upstream, upstream.prices)
+        for name, override in upstream.overrides.items():
+            yield from _price((*loc, "overrides", name, "price"), override.price)
+    for index, model in enumerate(config.models):
+        yield from _price(("models", index, "price"), model.price)
+
+
+def _price_list(loc: Loc, upstream: UpstreamSettings, wanted: str) -> Iterator[Mistake]:
+    if upstream.kind != "openai":
+        hint = "give your own models a price each, in overrides"
+        yield Mistake(loc, f"is for kind openai only, not for {upstream.kind}", hint)
+        return
+    try:
+        pricelist.price_list(wanted, upstream.base_url or "")
+    except LookupError:
+        if wanted == pricelist.AUTO:
+            hint = "write the id of a provider, or give each model a price in overrides"
+            yield Mistake(loc, "is auto, and genai-prices knows no provider with this base_url", hint)
+        else:
+            hint = nearest(wanted, pricelist.providers(), "value") or "see https://github.com/pydantic/genai-prices"
+            yield Mistake(loc, "is no provider that genai-prices knows", hint)
+    except ImportError:
+        what = "needs the package genai-prices, which is not installed"
+        yield Mistake(loc, what, "pip install 'lora-gateway[prices]'")
+
+
+def _price(loc: Loc, price: Price | None) -> Iterator[Mistake]:
+    if price is None:
+        return
+    by_tokens, by_hours = (price.input, price.output), (price.gpu_hour, price.tokens_per_second)
+    whole = None not in by_tokens and by_hours == (None, None)
+    if not whole and (None in by_hours or (*by_tokens, price.cached) != (None, None, None)):
+        hint = "write {input: 0.25, output: 2}, or {gpu_hour: 2.5, tokens_per_second: 1800}, or free"
+        yield Mistake(loc, "is neither input with output, nor gpu_hour with tokens_per_second", hint)
+
+
 def _offer(loc: Loc, upstream: UpstreamSettings) -> Iterator[Mistake]:
     if upstream.models is None:
         return
@@ -407,6 +448,7 @@ RULES: tuple[_Rule, ...] = (
     _teams,
     _timeouts,
     _upstreams,
+    _prices,
     _models,
     _tasks,
     _adapters,

@@ -138,14 +138,15 @@ def configuration(url: str, key: str, cut: str) -> dict[str, Any]:
         "kind": "openai", "api_key": key, "models": [BASE], "poll_interval": 3600,
         "parameters": {"allow": ["ignore_eos"]},
     }  # fmt: skip
+    patient = {"queue_timeout": LONGEST}
     hasty = {"prefix": "hasty/", "timeouts": {"total": 1.5}}
     return {
         "server": {"drain_timeout": 0.2},
         "log": {"level": "error"},
         "upstreams": [  # the engine takes as many as eight, whoever asks
-            {**one, "name": "up", "base_url": f"{url}/v1", "concurrency": {"limit": 5}},
-            {**one, "name": "hasty", "base_url": f"{url}/v1", "concurrency": {"limit": 1}, **hasty},
-            {**one, "name": "cut", "base_url": f"{cut}/v1", "concurrency": {"limit": 1}, "prefix": "cut/"},
+            {**one, "name": "up", "base_url": f"{url}/v1", "concurrency": {"limit": 5, **patient}},
+            {**one, "name": "hasty", "base_url": f"{url}/v1", "concurrency": {"limit": 1, **patient}, **hasty},
+            {**one, "name": "cut", "base_url": f"{cut}/v1", "concurrency": {"limit": 1, **patient}, "prefix": "cut/"},
         ],
     }
 

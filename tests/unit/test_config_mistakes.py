@@ -259,6 +259,30 @@ MISTAKES = {
         "upstreams[2].overrides.gpt-5-mini.price",
         "a price or free",
     ),
+    "half a price": (
+        "    prefix: openai/\n",
+        "    prefix: openai/\n    overrides: {gpt-5-mini: {price: {input: 0.25}}}\n",
+        "upstreams[2].overrides.gpt-5-mini.price",
+        "neither input with output, nor gpu_hour",
+    ),
+    "two prices in one": (
+        "    prefix: openai/\n",
+        "    prefix: openai/\n    overrides: {m: {price: {input: 1, output: 1, gpu_hour: 2, tokens_per_second: 9}}}\n",
+        "upstreams[2].overrides.m.price",
+        "neither input with output, nor gpu_hour",
+    ),
+    "prices of nobody": (
+        "    prefix: openai/\n",
+        "    prefix: openai/\n    prices: opnai\n",
+        "upstreams[2].prices",
+        'did you mean "openai"',
+    ),
+    "prices of a model at home": (
+        "kind: ollama\n",
+        "kind: ollama\n    prices: auto\n",
+        "upstreams[1].prices",
+        "for kind openai only",
+    ),
     "limit of a model that is no number": (
         "    prefix: openai/\n",
         "    prefix: openai/\n    overrides: {gpt-5-mini: {limits: {concurrent: many}}}\n",

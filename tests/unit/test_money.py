@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from fractions import Fraction
 from math import floor
 
@@ -10,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.domain.csvtext import csv_text
-from gateway.domain.money import Price, amount, from_words, micros, price
+from gateway.domain.money import Price, amount, from_words, hourly, micros, price
 from gateway.domain.usage import Usage
 
 MICROS = st.integers(0, 10**12)
 TOKENS = st.integers(0, 10**9)
-PRICES = st.builds(Price, MICROS, MICROS, st.none() | MICROS)
+PRICES = st.builds(Price, MICROS, MICROS, st.none() | MICROS, st.sampled_from(["", "genai-prices=0.2.3", "a=1 b=2"]))
 
 
 @given(PRICES, st.builds(Usage, TOKENS, TOKENS, TOKENS))
@@ -47,6 +48,18 @@ def test_an_amount_is_read_back_as_it_was(value: int) -> None:
 )
 def test_prices_are_what_people_write(words: str, given: tuple[float, ...]) -> None:
     assert price(*given).words == words
+
+
+@given(st.decimals(0, 1000, places=3), st.decimals("0.01", 100_000, places=2))
+def test_a_machines_hour_is_spread_over_the_tokens_that_it_does_in_one(cost: Decimal, speed: Decimal) -> None:
+    by = hourly(float(cost), float(speed))
+    exact = Fraction(cost) / (3600 * Fraction(speed)) * 10**12
+    assert by.input == by.output == floor(exact + Fraction(1, 2))
+    assert abs(by.cost(Usage(prompt=1800, completion=1800)) - exact * 3600 / 10**6) <= 1
+
+
+def test_the_words_of_a_machines_price_say_the_machine() -> None:
+    assert hourly(2.5, 1800).words == "in=0.385802 out=0.385802 gpu_hour=2.5 tokens_per_second=1800"
 
 
 def test_what_a_client_chose_does_not_become_a_formula() -> None:
