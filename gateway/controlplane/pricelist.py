@@ -1,7 +1,7 @@
 """What third parties take for their models, by the package genai-prices (https://github.com/pydantic/genai-prices).
 
-Its data lie in it, and nothing is fetched: they are as new as the package.  They take a second and 70 MB to load, so it
-is imported only where the file asks for it.
+Its data lie in it, and nothing is fetched: they are as new as the package.  To load them takes up to a second and tens
+of MB, so it is imported only where the file asks for it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _PACKAGE = "genai-prices"
 
 
 class PriceList:
-    """The prices of one provider, in US dollars, as they are when it is made."""
+    """The prices of one provider, in US dollars, as they are on the day on which it is made."""
 
     def __init__(self, provider: Provider, all_providers: list[Provider]) -> None:
         self._provider = provider
@@ -33,7 +33,7 @@ class PriceList:
     def price(self, model: str) -> money.Price | None:
         """What the provider takes for a model, by its own name; None where the package does not know it, or where it
         is not tokens alone that are paid for.  Of several prices, by the time of day, by the length of the prompt or
-        for reasoning, the dearest: a budget may be used up too early by that, and is never exceeded."""
+        for reasoning, the dearest: a budget is used up too early rather than too late."""
         found = self._provider.find_model(model, all_providers=self._all)
         if found is None:
             return None

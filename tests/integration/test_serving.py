@@ -216,6 +216,7 @@ PROGRAM = textwrap.dedent("""
         print("shutdown", flush=True)
 
     async def main():
+        asyncio.get_running_loop().slow_callback_duration = 60  # that a machine is busy is no fault
         stop = Stop()
         with stop.on_signals():
             await serve(
