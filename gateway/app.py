@@ -31,6 +31,7 @@ from gateway.limits.grants import Books, Meters
 from gateway.limits.memory import MemoryMeters
 from gateway.limits.shared import SharedMeters
 from gateway.telemetry import logs
+from gateway.telemetry.contentlog import ContentLog
 from gateway.telemetry.metrics import Metrics
 
 _log = logging.getLogger("gateway")
@@ -51,6 +52,8 @@ class Gateway:
         self._main = None if self._plane.shared is None else self._plane.shared.main
         self.ledger = Ledger(ledger_url(config.storage.file))
         self._admin = AdapterAdmin(self._plane, config)
+        path = config.log.content
+        self._contents = None if path is None else ContentLog(path, self.metrics.content_dropped)
         self._meters = meters(config, Spending(self.ledger, self._main), self.metrics)
         self.pipeline = Pipeline(
             self.snapshots,
@@ -61,6 +64,7 @@ class Gateway:
             suspect=self._plane.suspect,
             demand=self._plane.demand,
             max_body=config.server.max_body_mib << 20,
+            contents=self._contents,
         )
         self._edge = Edge(
             self.pipeline,
@@ -88,6 +92,8 @@ class Gateway:
     async def serve(self, listener: socket.socket, stop: server.Stop, on_listening: Callable[[str, int], None]) -> None:
         """Serves until `stop` is asked.  Routing stops before engines do, and the ledger last.  Raises StorageError."""
         await self.ledger.start()
+        if self._contents is not None:
+            self._contents.start()
         try:
             await self._meters.start()
             self.metrics.recovered(self.ledger.recovered)
@@ -96,6 +102,8 @@ class Gateway:
             await self._serve(listener, stop, on_listening)
         finally:
             await self.ledger.close()
+            if self._contents is not None:
+                await self._contents.close()
 
     async def _serve(
         self, listener: socket.socket, stop: server.Stop, on_listening: Callable[[str, int], None]

@@ -196,6 +196,9 @@ class KeySettings(Body):
     expires: Annotated[int, Field(ge=0, le=_LAST_SECOND)] | None = Field(
         default=None, description="Unix seconds from which on it is refused; null: never."
     )
+    log_content: bool = Field(
+        default=False, description="Its prompts and answers are written to log.content, and its answers say so."
+    )
 
     def given(self) -> dict[str, Any]:
         """Those that were given.  Raises InvalidRequest for a budget that bounds nothing, or two for one period."""

@@ -20,12 +20,14 @@ from gateway.api.routes import Access, RouteTable
 from gateway.api.users import Identification
 from gateway.dataplane.admit import new_request_id
 from gateway.dataplane.pipeline import Pipeline
-from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
+from gateway.dataplane.reply import ClientConnection, Message, Receive, Reply, Send
 from gateway.dataplane.upstreams import SnapshotHolder
 from gateway.domain.call import Client
 from gateway.domain.errors import Forbidden, GatewayError, MethodNotAllowed, NotFound, UnsupportedMediaType
 from gateway.telemetry.metrics import Metrics
 
+#: Said in every answer to a key whose prompts and answers are written down.
+_LOGGED = (b"x-gateway-content-logged", b"true")
 _NO_CLIENT = Client()  # of a route that takes no client's key
 
 
@@ -72,6 +74,8 @@ class Edge:
             access = rule.access if rule else next(iter(methods.values())).access if methods else Access.KEY
             snapshot = self._snapshots.current
             principal = authorise(snapshot, access, headers, peer)
+            if principal.log_content:
+                send = _announcing(send)
             if rule is None:
                 raise _no_route(scope["method"], path, methods)
             client = _NO_CLIENT
@@ -107,6 +111,15 @@ class Edge:
             self._judged(error, headers, peer)
             return False
         return True
+
+
+def _announcing(send: Send) -> Send:
+    async def announcing(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message.get("headers", ()), _LOGGED]
+        await send(message)
+
+    return announcing
 
 
 def _is_json(content_type: bytes) -> bool:

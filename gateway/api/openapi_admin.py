@@ -91,6 +91,7 @@ _KEY = _object(
     revoked=_MOMENT,
     rotation={"type": "integer", "minimum": 0, "description": "How often it was rotated."},
     previous_until={**_MOMENT, "description": "Until when the secret before the last rotation is let in."},
+    log_content={**_SWITCH, "description": "Whether its prompts and answers are written down."},
 )
 _NEW_KEY = {
     **_KEY,

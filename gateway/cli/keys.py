@@ -52,6 +52,13 @@ Budgets = Annotated[
         metavar="AMOUNT/PERIOD",
     ),
 ]  # fmt: skip
+LogContent = Annotated[
+    bool | None,
+    typer.Option(
+        "--log-content/--no-log-content", show_default=False,
+        help="Whether its prompts and answers are written down (log.content).",
+    ),
+]  # fmt: skip
 Rights = Annotated[list[str] | None, typer.Option(help="A further right; may be repeated.", metavar="RIGHT")]
 
 
@@ -68,6 +75,7 @@ def create(
     tpm: Tokens = None,
     concurrent: Concurrent = None,
     budget: Budgets = None,
+    log_content: LogContent = None,
     url: Url = DEFAULT_URL,
     admin_key: AdminKey = None,
     as_json: AsJson = False,
@@ -75,7 +83,7 @@ def create(
     """Make a key, and print it this once."""
     wanted = {
         "name": name,
-        **_settings(owner, team, expires, model, endpoint, allow),
+        **_settings(owner, team, expires, model, endpoint, allow, log_content),
         **_bounds(rpm, tpm, concurrent, budget),
     }
     with Admin(url, admin_key) as admin:
@@ -92,10 +100,10 @@ def list_keys(url: Url = DEFAULT_URL, admin_key: AdminKey = None, as_json: AsJso
         print_json({"object": "list", "data": rows})
         return
     print_table(
-        ("id", "name", "state", "source", "owner", "team", "models", "expires"),
+        ("id", "name", "state", "source", "owner", "team", "models", "expires", "content"),
         [
             (row["id"], row["name"], row["state"], row["source"], row["owner"], row["team"], ", ".join(row["models"]),
-             _moment(row["expires"], "never"))
+             _moment(row["expires"], "never"), "logged" if row["log_content"] else "")
             for row in rows
         ],
     )  # fmt: skip
@@ -126,12 +134,14 @@ def configure(
     tpm: Tokens = None,
     concurrent: Concurrent = None,
     budget: Budgets = None,
+    log_content: LogContent = None,
     url: Url = DEFAULT_URL,
     admin_key: AdminKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Change a key; what is not given stays."""
-    settings = _settings(owner, team, expires, model, endpoint, allow) | _bounds(rpm, tpm, concurrent, budget)
+    settings = _settings(owner, team, expires, model, endpoint, allow, log_content)
+    settings |= _bounds(rpm, tpm, concurrent, budget)
     if name is not None:
         settings["name"] = name
     if not settings:
@@ -189,9 +199,13 @@ def _settings(
     models: list[str] | None,
     endpoints: list[str] | None,
     allow: list[str] | None,
+    log_content: bool | None,
 ) -> dict[str, Any]:
     """Those that were given."""
-    given: dict[str, Any] = {"owner": owner, "team": team, "models": models, "endpoints": endpoints, "allow": allow}
+    given: dict[str, Any] = {
+        "owner": owner, "team": team, "models": models, "endpoints": endpoints, "allow": allow,
+        "log_content": log_content,
+    }  # fmt: skip
     settings = {name: value for name, value in given.items() if value is not None}
     if expires is not None:
         settings["expires"] = moment(expires, time.time())
@@ -260,6 +274,8 @@ def _told(name: str, value: Any) -> str:
         return ", ".join(f"{limit}={count}" for limit, count in (value or {}).items() if count is not None) or "as all"
     if name == "budgets":
         return ", ".join(map(_budget, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     if isinstance(value, list):
         return ", ".join(map(str, value))
     if isinstance(value, dict):

@@ -165,6 +165,8 @@ class ClientKey(Section):
     """Name of the team that it belongs to, and with it everybody behind it who is in no other."""
     users: Literal["optional", "required"] = "optional"
     """`required`: each request must prove which person it is for."""
+    log_content: bool = False
+    """Whether its prompts and answers are written to `log.content`.  Each answer says so in a header."""
     limits: LimitSettings | None = None
     """How fast, and how much at once; null: `limits.defaults.key`, unless it has budgets."""
     budgets: Annotated[tuple[BudgetSettings, ...], Field(max_length=8)] = ()
@@ -264,12 +266,14 @@ class LimitsStore(Section):
 
 
 class Log(Section):
-    """What the gateway says of its work.  No prompt and no key is ever in it."""
+    """What the gateway says of its work.  No key is ever in it, and no prompt but in `content`."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least severe message that is written."""
     format: Literal["auto", "pretty", "json"] = "auto"
     """`auto`: for people on a terminal, JSON lines elsewhere."""
+    content: FilePath | None = None
+    """File for the prompts and answers of keys with `log_content`, as JSON lines; null: no key can have that."""
 
 
 class Timeouts(Section):

@@ -53,7 +53,7 @@ class KeyAdmin:
         return self._page(self._found(id))
 
     async def create(self, settings: Mapping[str, Any], by: Actor) -> Page:
-        now, given = int(time.time()), _checked(settings)
+        now, given = int(time.time()), self._checked(settings)
         secret, id = self._secret()
 
         def made(_: KeyRecord | None) -> tuple[KeyRecord, Act]:
@@ -63,7 +63,7 @@ class KeyAdmin:
         return self._shown(await self._move(id, made), secret)
 
     async def configure(self, id: str, settings: Mapping[str, Any], by: Actor) -> Page:
-        given = _checked(settings)
+        given = self._checked(settings)
 
         def moved(record: KeyRecord) -> tuple[KeyRecord, Act]:
             return configured(record, **given), Act(by, "key.configure", record.id, detail=_told(given))
@@ -125,6 +125,18 @@ class KeyAdmin:
             return named.id
         raise NotFound(f"There is no key '{id[:80]}'; `gateway keys list` shows those there are.")
 
+    def _checked(self, settings: Mapping[str, Any]) -> Settings:
+        """Raises InvalidRequest."""
+        given = dict(settings)
+        if "metadata" in given:
+            given["metadata"] = MappingProxyType(dict(given["metadata"]))
+        if given.get("log_content") and not self._keyring.logs_content:
+            raise InvalidRequest(
+                "log_content: no file is set for prompts and answers; an operator can set log.content.",
+                param="log_content",
+            )
+        return cast(Settings, given)
+
     def _secret(self, id: str = "") -> tuple[Secret, str]:
         """A new key and its id."""
         while True:
@@ -168,6 +180,7 @@ class KeyAdmin:
             "revoked": record.revoked,
             "rotation": record.rotation,
             "previous_until": record.previous_until if len(live) > 1 else None,
+            "log_content": record.log_content,
         }
 
     def _state(self, record: KeyRecord, live: Collection[int]) -> str:
@@ -199,6 +212,7 @@ def _of_file(key: ClientKey) -> Page:
         "revoked": None,
         "rotation": 0,
         "previous_until": None,
+        "log_content": key.log_content,
     }
 
 
@@ -215,13 +229,6 @@ def _bounds(limits: Limits | None, budgets: tuple[Budget, ...]) -> Page:
             for budget in budgets
         ],
     }
-
-
-def _checked(settings: Mapping[str, Any]) -> Settings:
-    given = dict(settings)
-    if "metadata" in given:
-        given["metadata"] = MappingProxyType(dict(given["metadata"]))
-    return cast(Settings, given)
 
 
 def _told(settings: Settings) -> dict[str, Any]:

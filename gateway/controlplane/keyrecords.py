@@ -77,6 +77,7 @@ def row_of(record: KeyRecord) -> dict[str, Any]:
         "metadata": json.dumps(dict(record.metadata)),
         "expires": record.expires,
         "revoked": record.revoked,
+        "log_content": record.log_content,
     }
 
 
@@ -111,4 +112,5 @@ def record_of(row: Mapping[str, Any]) -> KeyRecord:
         metadata=MappingProxyType(json.loads(row["metadata"])),
         expires=row["expires"],
         revoked=row["revoked"],
+        log_content=row["log_content"],
     )

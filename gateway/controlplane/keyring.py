@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol
@@ -45,9 +45,13 @@ class Keyring:
 
     `records` (by id, in the order in which they were made) and `table` are replaced, never changed.  One key's change
     costs a copy of both and the hash of nothing.
+
+    `logs_content`: whether there is a file for prompts and answers.  Without one nobody's are logged, whatever was set
+    when there was.
     """
 
-    def __init__(self, auth: Auth) -> None:
+    def __init__(self, auth: Auth, *, logs_content: bool = False) -> None:
+        self.logs_content = logs_content
         self.records: Mapping[str, KeyRecord] = MappingProxyType({})
         self.table: KeyTable = NO_KEYS
         self.pepper: Pepper  # from `open` on
@@ -67,7 +71,7 @@ class Keyring:
         loaded = await records.load()
         principals = {_digest(pepper, key.key): _of_file(key) for key in self.static.values()}
         for record in loaded.values():
-            principals.update(record.principals())
+            principals.update(self._let_in(record))
             if record.revoked is None:
                 self._names[record.name] = record.id
         strangers = sum(record.revoked is None and record.pepper != pepper.name for record in loaded.values())
@@ -76,6 +80,9 @@ class Keyring:
                 "%d keys were made with another pepper and let nobody in: give the gateway that pepper back "
                 "(auth.pepper, or the file beside the storage), or rotate them", strangers,
             )  # fmt: skip
+        unlogged = sum(record.log_content and record.revoked is None for record in loaded.values())
+        if unlogged and not self.logs_content:
+            log.warning("%d keys have log_content, and nothing of them is logged: log.content is not set", unlogged)
         self._publish(loaded, principals)
 
     def named(self, name: str) -> KeyRecord | None:
@@ -133,10 +140,15 @@ class Keyring:
                     del self._names[before.name]
             if after is not None:
                 records[id] = after
-                principals.update(after.principals())
+                principals.update(self._let_in(after))
                 if after.revoked is None:
                     self._names[after.name] = id
         self._publish(records, principals)
+
+    def _let_in(self, record: KeyRecord) -> Iterator[tuple[bytes, Principal]]:
+        for digest, principal in record.principals():
+            known = self.logs_content or not principal.log_content
+            yield digest, principal if known else replace(principal, log_content=False)
 
     def _publish(self, records: dict[str, KeyRecord], principals: dict[bytes, Principal]) -> None:
         self._records, self._principals = records, principals
@@ -165,6 +177,7 @@ def _of_file(key: ClientKey) -> Principal:
         endpoints=endpoints,
         limits=None if key.limits is None else key.limits.of_domain(),
         budgets=tuple(budget.of_domain() for budget in key.budgets),
+        log_content=key.log_content,
     )
 
 

@@ -59,6 +59,7 @@ class KeyRecord:
     metadata: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     expires: int | None = None
     revoked: int | None = None
+    log_content: bool = False
 
     def __post_init__(self) -> None:
         for wrong, what in (
@@ -93,6 +94,7 @@ class KeyRecord:
             budgets=self.budgets,
             metadata=self.metadata,
             rotation=self.rotation,
+            log_content=self.log_content,
         )
         yield self.digest, principal
         if self.previous is not None:
@@ -117,6 +119,7 @@ class Settings(TypedDict, total=False):
     budgets: tuple[Budget, ...]
     metadata: Mapping[str, str]
     expires: int | None
+    log_content: bool
 
 
 def configured(record: KeyRecord, **settings: Unpack[Settings]) -> KeyRecord:

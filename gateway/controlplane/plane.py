@@ -104,7 +104,7 @@ class ControlPlane:
         self.shared = None if place is None else Shared(url.shown, place, self._own_audit, changed=self._changed.set)
         self._shared_keys: SharedKeys | None = None
         self.audit = self._own_audit if self.shared is None else self.shared.audit
-        self.keys = Keyring(config.auth)
+        self.keys = Keyring(config.auth, logs_content=config.log.content is not None)
         self.registry = Registry(
             config.adapters.store,
             hub=hub_cache(environ),

@@ -95,6 +95,16 @@ def _keys(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
             yield Mistake(("auth", "keys", index, "key"), "is the admin key as well", "make a key for each of the two")
 
 
+def _content(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
+    for index, key in enumerate(config.auth.keys):
+        if key.log_content and config.log.content is None:
+            yield Mistake(
+                ("auth", "keys", index, "log_content"),
+                "is true, and there is no file for prompts and answers",
+                "set log.content: /var/log/lora-gateway/content.jsonl, or take log_content away",
+            )
+
+
 def _budgets(config: Config, dropped: frozenset[str]) -> Iterator[Mistake]:
     defaults = config.limits.defaults
     places: list[tuple[Loc, tuple[BudgetSettings, ...]]] = [
@@ -442,6 +452,7 @@ def _duplicates(loc: Loc, key: str | None, items: Iterable[Hashable]) -> Iterato
 RULES: tuple[_Rule, ...] = (
     _listening,
     _keys,
+    _content,
     _storage,
     _budgets,
     _users,

@@ -116,6 +116,7 @@ KEYS = Table(
     Column("metadata", Text, nullable=False),
     Column("expires", BigInteger),
     Column("revoked", BigInteger),
+    Column("log_content", Boolean, nullable=False),
 )
 
 AUDIT = Table(

@@ -9,7 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from gateway.dataplane.metered import Permit
+from gateway.dataplane.transcript import Transcript
 from gateway.domain.call import Call, Endpoint
+from gateway.domain.content import Content
 from gateway.domain.entry import Entry
 from gateway.domain.errors import GatewayError, Reason, Unaccounted
 from gateway.domain.money import MILLION, Price
@@ -63,7 +65,8 @@ class Progress(Protocol):
 @dataclass(slots=True)
 class Record:
     """One request's account.  Owned by the task that serves it; settled exactly once.  `at`: Unix time in nanoseconds;
-    the other times are the monotonic clock's, in seconds.  `progress`: what counts the stream that is relayed."""
+    the other times are the monotonic clock's, in seconds.  `progress`: what counts the stream that is relayed.
+    `reason`: how it ended, once it is settled.  `transcript`: only where the key has it that way."""
 
     request_id: str
     at: int
@@ -86,9 +89,10 @@ class Record:
     permit: Permit = field(default_factory=Permit)
     first_byte: float | None = None
     last_byte: float | None = None
+    reason: Reason | None = None
+    transcript: Transcript | None = None
     _expected: int = 0  # tokens of the prompt
     _opened: bool = False
-    _settled: bool = False
     _accounted: bool = True
 
     def serve_from(self, target: Target) -> None:
@@ -130,9 +134,9 @@ class Record:
         A request that was refused while the ledger is in trouble, before it was opened, has no row: it used nothing,
         and rows would pile up.  The metrics count it.
         """
-        if self._settled:
+        if self.reason is not None:
             return
-        self._settled = True
+        self.reason = reason
         now = time.monotonic()
         usage = self.usage
         cost = 0 if usage is None else self.cost(usage)
@@ -162,6 +166,26 @@ class Record:
             said = (self.endpoint, self.status, reason.value)
             fields = self._fields(reason, ttft, now)
             _access.handle(_access.makeRecord(_access.name, logging.INFO, "", 0, "%s %d %s", said, None, extra=fields))
+
+    def content(self, transcript: Transcript) -> Content:
+        """What was asked and answered."""
+        return Content(
+            self.request_id,
+            self.at,
+            self.endpoint,
+            self.principal.key,
+            self.principal.name,
+            self.user,
+            self.team,
+            self.model,
+            self.adapter,
+            self.status,
+            "" if self.reason is None else self.reason.value,
+            transcript.body,
+            tuple(transcript.answer),
+            transcript.whole,
+            transcript.size,
+        )
 
     def show_end(self) -> None:
         """The client is about to be shown the end, and its account is not forgotten any more.  Raises Unaccounted."""

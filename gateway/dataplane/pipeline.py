@@ -16,6 +16,7 @@ from gateway.dataplane.metering import Ledger, Record
 from gateway.dataplane.planner import Planner
 from gateway.dataplane.reply import ClientConnection, Receive, Reply, Send
 from gateway.dataplane.scope import Scope
+from gateway.dataplane.transcript import Contents, Transcript
 from gateway.dataplane.upstreams import SnapshotHolder, Upstreams
 from gateway.domain.call import Call, Client, Endpoint
 from gateway.domain.errors import GatewayError, Overloaded, Reason, Unauthenticated, UpstreamFault
@@ -46,7 +47,7 @@ class Pipeline:
     `suspect` is told the name of an upstream that could not be reached or has lost a model, so that the control plane
     looks at it at once; `demand` (Planner) that of an adapter that is waited for.  They must not block.  `ledger` knows
     of a request before its client is shown anything, and of its end before that is shown; `turnstile` refuses what is
-    too much.
+    too much.  `contents` has what requests of keys with `log_content` asked and were answered; None: no key has that.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Pipeline:
         suspect: Callable[[str], None],
         demand: Callable[[str], None],
         max_body: int,
+        contents: Contents | None = None,
     ) -> None:
         self._snapshots = snapshots
         self._planner = Planner(snapshots, upstreams, metrics, demand)
@@ -68,6 +70,7 @@ class Pipeline:
         self._turnstile = turnstile
         self._suspect = suspect
         self._max_body = max_body
+        self._contents = contents
         self._own_secret = os.urandom(32)  # of the cache salts, where the operator gives none
         self._live: dict[Scope, Record] = {}
         self._draining = False
@@ -109,6 +112,9 @@ class Pipeline:
             admit.new_request_id(at), at, endpoint.value, principal, self._ledger, self._metrics,
             task=client.task, user=client.user, team=client.team,
         )  # fmt: skip
+        if principal.log_content:
+            record.transcript = Transcript()
+            send = record.transcript.hearing(send, record.endpoint)
         reply = Reply(send, connection, record.request_id)
         scope = Scope(total=_BODY_PHASE)
         connection.on_disconnect = lambda: scope.cancel(
@@ -150,6 +156,8 @@ class Pipeline:
             connection.on_disconnect = None
             del self._live[scope]
             record.settle(reason, scope.phase)
+            if record.transcript is not None and self._contents is not None:
+                self._contents.put(record.content(record.transcript))
 
     def _note(self) -> None:
         """Notes how far the streams are, again and again while there is anything in flight."""
@@ -170,6 +178,8 @@ class Pipeline:
                 code="ledger_unavailable", retry_after=5,
             )  # fmt: skip
         body, rules = admit.parse(raw), self._snapshots.current
+        if record.transcript is not None:
+            record.transcript.asked(body, len(raw))
         call = admit.build_call(endpoint, body, len(raw), record.request_id, principal, client, rules, self._own_secret)
         record.user = call.client.user
         return call

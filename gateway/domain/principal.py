@@ -27,6 +27,7 @@ class Principal:
     and each request must say for whom.  `rotation`: how often that key had been rotated when the secret was made that
     it showed.  `endpoints`: paths of the inference endpoints that it may use, None for all.  `expires`: Unix seconds
     from which on it is not let in.  `limits` and `budgets` are the key's own.  `metadata` is the operator's.
+    `log_content`: what it asks and is answered is written down, and it is told so.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Principal:
     metadata: Mapping[str, str] = field(default_factory=lambda: _EMPTY, hash=False)
     rotation: int = 0
     users_required: bool = False
+    log_content: bool = False
 
     def may_use(self, model: str) -> bool:
         """Whether the key itself lets it use the name."""

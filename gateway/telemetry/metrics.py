@@ -118,6 +118,11 @@ class Metrics:
             "Requests without a row: refused because the ledger was in trouble, or before they were opened.",
             registry=self.registry,
         )
+        self._content_dropped = Counter(
+            "gateway_content_log_dropped",
+            "Requests of keys with log_content that are not in its file, which could not be written.",
+            registry=self.registry,
+        )
         self._limits_mode = self._gauge("gateway_limits_mode", "1 for where limits are counted.", ["mode"])
         self._database_state = self._gauge(
             "gateway_database_state", "1 for the state that the main database is in: ok or degraded.", ["state"]
@@ -192,6 +197,10 @@ class Metrics:
     def unaccounted(self) -> None:
         """A request has no row in the ledger, and used nothing."""
         self._ledger_unaccounted.inc()
+
+    def content_dropped(self) -> None:
+        """A request is missing in the content log.  Any thread may say so."""
+        self._content_dropped.inc()
 
     def recovered(self, requests: int) -> None:
         """So many requests of an earlier life of the gateway were settled at the start."""

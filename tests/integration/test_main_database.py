@@ -131,7 +131,7 @@ async def test_a_newer_gateways_database_is_not_touched(postgres: Server) -> Non
             while "newer gateway" not in (await away(main)).message:
                 await asyncio.sleep(0.01)
         with psycopg.connect(url) as connection:  # the older gateway is put back, and goes on by itself
-            connection.execute("UPDATE lora_gateway.schema_version SET version_num = '0001'")
+            connection.execute("UPDATE lora_gateway.schema_version SET version_num = '0002'")
         assert await back(main) < _BACK
 
 

@@ -208,7 +208,7 @@ def _content(path: Path) -> bytes:
 @pytest.mark.parametrize(
     ("prepare", "sentence"),
     [
-        pytest.param(_newer, "written by a newer gateway (its schema is 0099, this one knows 0002", id="newer"),
+        pytest.param(_newer, "written by a newer gateway (its schema is 0099, this one knows 0003", id="newer"),
         pytest.param(_foreign, "is another program's: give the gateway another storage.url", id="another program's"),
         pytest.param(lambda path: path.write_text("x" * 5000), "it is no SQLite database", id="no database"),
         pytest.param(Path.mkdir, "cannot be opened: Is a directory", id="a folder"),
