@@ -1,8 +1,9 @@
 """What it takes to publish a version of an adapter while people chat: `python -m bench.swaps` from the root.
 
 A gateway process, an engine of the tests' own kind (tests/fakes/lora_engine.py), adapters of rank 16 in the shapes of
-SmolLM2.  Three figures: from the call that moves a name to the first answer of the version that it leads to; from `add`
-to Ready; the time to first byte of everybody else while names move, beside quiet moments of the same run.
+SmolLM2.  Three figures: from the call that moves a name, and from its being accepted, to the first answer of the
+version that it leads to; from `add` to Ready; the time to first byte of everybody else while names move, beside quiet
+moments of the same run.
 """
 
 from __future__ import annotations
@@ -66,13 +67,13 @@ async def move(mover: Mover, versions: Sequence[str], number: int) -> None:
 
 
 async def moves(mover: Mover, wire: Wire, versions: Sequence[str]) -> tuple[list[float], list[float]]:
-    """Milliseconds of each call, and from that call to the first byte of the next answer."""
+    """Milliseconds of each call, and from its being accepted to the first byte of the next answer."""
     calls, answers = [], []
     for number in range(MOVES):
         began = time.perf_counter()
         await move(mover, versions, number)
         calls.append((time.perf_counter() - began) * 1000)
-        answers.append(calls[-1] + await first_byte(wire, "bot"))
+        answers.append(await first_byte(wire, "bot"))
     return calls, answers
 
 
@@ -133,7 +134,9 @@ async def measure(folder: Path) -> None:
         print(line("an answer's first byte, when nothing moves", usual))
         calls, answers = await moves(mover, await wire(), versions)
         print(line("the call that moves a name (promote, rollback)", calls))
-        print(line("from that call to the first byte of the next answer", answers))
+        print(line("from its being accepted to the next answer's first byte", answers))
+        both = [sum(each) for each in zip(calls, answers, strict=True)]
+        print(line("both together", both))
         talkers = [await wire() for _ in range(TALKERS)]
         quiet: list[float] = []
         restless: list[float] = []
