@@ -36,9 +36,9 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def postgres_process() -> Iterator[Server]:
-    """One PostgreSQL, for all tests that need it."""
+    """One PostgreSQL, for all tests of a file that need it: others count, and bury, what this process has started."""
     with postgres_server() as server:
         yield server
 
