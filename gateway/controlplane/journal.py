@@ -47,10 +47,10 @@ class Journal:
     def cut(self) -> Path:
         """Begins another file.  Returns the one that was written until now, to be removed when the ledger has what is
         in it."""
-        done = self._descriptor, self.path
+        descriptor, path = self._descriptor, self.path
         self._begin()
-        os.close(done[0])
-        return done[1]
+        os.close(descriptor)
+        return path
 
     def close(self) -> None:
         """Nothing more is written.  A file without a line is removed."""

@@ -185,12 +185,17 @@ async def test_what_ran_when_the_gateway_was_killed_is_settled_with_what_was_not
     assert (other["reason"], other["prompt"], other["completion"], other["cost"]) == ("gateway_crash", 0, 0, 0)
 
 
+async def fill_the_disk(ledger: Ledger) -> None:
+    """One row is in the file, and for the 199 that it is given then there is no room."""
+    ledger.settled(entry(0))
+    await ledger.ask(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1").all())
+    for number in range(1, 200):
+        assert ledger.settled(entry(number, user="u" * 500))
+
+
 async def test_a_full_disk_is_told_loses_nothing_and_room_is_used_by_itself(path: Path) -> None:
     async with opened(path) as ledger:
-        ledger.settled(entry(0))
-        await ledger.ask(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1").all())
-        for number in range(1, 200):
-            assert ledger.settled(entry(number, user="u" * 500))
+        await fill_the_disk(ledger)
         await written_down(ledger)
         await until(lambda: ledger.trouble is not None)
         assert ledger.trouble is not None
@@ -204,10 +209,7 @@ async def test_a_full_disk_is_told_loses_nothing_and_room_is_used_by_itself(path
 
 async def test_what_is_in_the_journal_of_a_gateway_that_could_not_write_is_in_the_next_ones_ledger(path: Path) -> None:
     async with opened(path) as ledger:
-        ledger.settled(entry(0))
-        await ledger.ask(lambda connection: connection.exec_driver_sql("PRAGMA max_page_count = 1").all())
-        for number in range(1, 200):
-            assert ledger.settled(entry(number, user="u" * 500))
+        await fill_the_disk(ledger)
     assert len(asked(path, "SELECT seq FROM requests")) == 1
     async with opened(path):
         pass
