@@ -88,10 +88,10 @@ class Session:
 
     def close(self) -> None:
         """Ends it; nothing is waited for."""
+        self._socket.close()
         with suppress(DBAPIError):
             self.connection.invalidate()
             self.connection.close()
-        self._socket.close()
 
 
 def engine_of(place: PostgreSQL) -> Engine:

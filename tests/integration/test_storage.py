@@ -21,6 +21,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Engine, event
 
 from gateway.controlplane.desired import AdapterRecord, added, promoted, rolled_back
+from gateway.controlplane.ledgerfile import LedgerFile
 from gateway.controlplane.records import Records
 from gateway.controlplane.storage import Storage
 from gateway.controlplane.tables import METADATA, OF_ADAPTERS
@@ -189,6 +190,25 @@ async def test_the_schema_is_what_the_code_takes_it_for(path: Path) -> None:
         assert await storage.call(differences, storage) == []
 
 
+async def test_databases_that_are_made_at_once_have_each_its_own_tables(tmp_path: Path) -> None:
+    def tables(path: Path) -> set[str]:
+        with closing(sqlite3.connect(path)) as database:
+            return {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+
+    def make_ledger(path: Path) -> None:
+        LedgerFile.open(f"sqlite:///{path}", "boot").close()
+
+    async def make_storage(path: Path) -> None:
+        async with opened(path):
+            pass
+
+    storages = [tmp_path / f"storage-{number}.db" for number in range(8)]
+    ledgers = [tmp_path / f"ledger-{number}.db" for number in range(8)]
+    await asyncio.gather(*map(make_storage, storages), *(asyncio.to_thread(make_ledger, path) for path in ledgers))
+    for paths, own, other in ((storages, "adapters", "requests"), (ledgers, "requests", "adapters")):
+        assert [(own in tables(path), other in tables(path)) for path in paths] == [(True, False)] * 8
+
+
 def _newer(path: Path) -> None:
     with closing(sqlite3.connect(path)) as database, database:
         database.execute("PRAGMA journal_mode = WAL")
@@ -270,6 +290,7 @@ async def test_another_program_that_writes_to_the_file_is_named_as_the_trouble(p
 _FAILING_DISK = """
 import asyncio, resource, sys
 from dataclasses import replace
+from gateway.controlplane.ledgerfile import LedgerFile
 from gateway.controlplane.records import Records
 from gateway.controlplane.storage import Storage
 from gateway.domain.errors import StorageError

@@ -6,6 +6,8 @@ What was published is never changed: a change of the schema is a new file.
 
 from __future__ import annotations
 
+from threading import Lock
+
 from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
@@ -20,6 +22,10 @@ VERSION_TABLE = "schema_version"
 STORAGE = "gateway.controlplane.migrations:versions"
 LEDGER = "gateway.controlplane.migrations:ledger"
 MAIN = "gateway.controlplane.migrations:main"
+
+#: Alembic's `op` and `context` are the process's: of two threads that ran it at once, one would change the other's
+#: database.
+_ALEMBIC = Lock()
 
 
 def upgrade(connection: Connection, database: str, schema: str = STORAGE) -> None:
@@ -42,4 +48,5 @@ def upgrade(connection: Connection, database: str, schema: str = STORAGE) -> Non
             f"{database} was written by a newer gateway (its schema is {present}, this one knows {newest} at most): "
             f"start the newer gateway, or put the copy in its place that was made before the upgrade"
         )
-    command.upgrade(config, "head")
+    with _ALEMBIC:
+        command.upgrade(config, "head")
