@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
 from operator import is_
 
@@ -32,7 +32,7 @@ from gateway.domain.limits import (
 from gateway.domain.money import Price
 from gateway.domain.snapshot import Target
 from gateway.domain.usage import Usage
-from gateway.limits.grants import Denied, Grant, Meters
+from gateway.limits.grants import Bill, Denied, Grant, Meters
 
 _BYTES_PER_TOKEN = 4  # English text
 _ANSWER = 4096  # tokens that are reserved for an answer at most
@@ -48,21 +48,18 @@ _GENERATING = (Endpoint.CHAT, Endpoint.COMPLETIONS)
 Headers = list[tuple[bytes, bytes]]
 
 
-class _Bill:
-    """Whom a request is charged for, worked out once for all requests alike.  `counts`: for each meter, what of the
-    request it counts.  `rates`: the places of the rates in it, and the names of their headers."""
+class _Bill(Bill):
+    """`shown`: of each unit of rates, their places in the bill and the names of their headers."""
 
-    __slots__ = ("counts", "has_budgets", "in_money", "meters", "rates")
+    __slots__ = ("in_money", "shown")
 
-    def __init__(self, meters: tuple[Meter, ...]) -> None:
-        self.meters = meters
-        self.counts = tuple(_COUNTS.get(meter.unit, _ONE) for meter in meters)
-        self.in_money = _MONEY in self.counts
-        self.has_budgets = any(meter.unit in BUDGETS for meter in meters)
-        self.rates = tuple(
+    def __init__(self, meters: Iterable[Meter]) -> None:
+        super().__init__(meters)
+        self.in_money = any(not in_tokens for _, _, in_tokens, _ in self.budgets)
+        self.shown = tuple(
             (places, _HEADERS[unit])
             for unit in RATES
-            if (places := tuple(place for place, meter in enumerate(meters) if meter.unit is unit))
+            if (places := tuple(place for place, (*_, meter) in enumerate(self.rates) if meter.unit is unit))
         )
 
 
@@ -112,7 +109,7 @@ class Permit:
         if grant is None or bill is None:
             return []
         headers: Headers = []
-        for places, names in bill.rates:
+        for places, names in bill.shown:
             limit, remaining, reset = grant.standing(places)
             headers += ((names[0], b"%d" % limit), (names[1], b"%d" % remaining), (names[2], _span(reset)))
         return headers
@@ -145,12 +142,11 @@ class Turnstile:
         prompt = call.size // _BYTES_PER_TOKEN
         price = _price(call, targets) if bill.in_money else None
         cost = 0 if price is None else min(price.of(prompt, answer), MAX_BUDGET)
-        charged = (1, prompt + answer, cost)
-        granted = await self._meters.acquire(bill.meters, [charged[count] for count in bill.counts])
+        granted = await self._meters.acquire(bill, prompt + answer, cost)
         if isinstance(granted, Denied):
             raise _refusal(granted, now)
         permit = Permit(self._meters, bill, granted, answer, price)
-        if bill.has_budgets and bound > answer > 0:
+        if bill.budgets and bound > answer > 0:
             permit.watch()
         return permit
 
@@ -180,8 +176,6 @@ class Turnstile:
 
 #: What a bill was made of; the same objects give the same bill.
 _Source = tuple[Limits | None, tuple[Budget, ...], Allowance, Allowance | None, Allowance | None, Metered | None]
-_ONE, _TOKENS, _MONEY = range(3)
-_COUNTS = {Unit.TOKENS: _TOKENS, Unit.TOKEN_BUDGET: _TOKENS, Unit.MONEY_BUDGET: _MONEY}
 _HEADERS = {
     unit: (
         f"x-ratelimit-limit-{unit}".encode(),

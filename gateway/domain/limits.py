@@ -38,8 +38,12 @@ class Unit(StrEnum):
 
 #: Counted by the minute, and drained as time goes by.
 RATES = (Unit.REQUESTS, Unit.TOKENS)
+#: Held by each request as long as it runs.
+PLACES = (Unit.CONCURRENT,)
 #: Counted over a period: reserved first, then spent.
 BUDGETS = (Unit.TOKEN_BUDGET, Unit.MONEY_BUDGET)
+#: Counted by what a request uses of tokens.
+IN_TOKENS = (Unit.TOKENS, Unit.TOKEN_BUDGET)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from gateway.domain.limits import Meter
+from gateway.domain.limits import BUDGETS, IN_TOKENS, PLACES, RATES, Meter, Unit
 
 MINUTE = 60_000  # milliseconds
 
@@ -18,20 +19,43 @@ class Standing(NamedTuple):
     reset: int
 
 
+class Bill:
+    """The meters that a request is charged on, parted by how they count; made once for all requests alike.
+
+    A request counts as one where requests are counted, and as its tokens or its cost everywhere else.  `meters`: rates
+    first, then places, then budgets.  The parts have of each meter what is looked at for every request: its name, its
+    limit, whether it counts tokens (of a rate: instead of requests; of a budget: instead of money), and itself.
+    """
+
+    __slots__ = ("budgets", "meters", "places", "rates")
+
+    def __init__(self, meters: Iterable[Meter]) -> None:
+        parts: dict[tuple[Unit, ...], list[Meter]] = {RATES: [], PLACES: [], BUDGETS: []}
+        for meter in meters:
+            next(part for units, part in parts.items() if meter.unit in units).append(meter)
+        self.rates, self.places, self.budgets = (
+            tuple((meter.name, meter.limit, meter.unit in IN_TOKENS, meter) for meter in part)
+            for part in parts.values()
+        )
+        self.meters = tuple(meter for part in parts.values() for meter in part)
+
+
 class Grant:
     """All charges of a request were taken.
 
-    `amounts`: what is reserved on each of `meters`.  `levels`: of a rate, how full it was with this charge, in units
-    times MINUTE, at the moment `at` (milliseconds of the clock that counts it), when each of `share` processes granted
-    its part of a limit.  `lease`: what the holder is known by where meters are shared; `shared`: they have counted it.
+    `charged`: the tokens that it was let in for.  `tokens`, `micros`: what is reserved for it on budgets.  `levels`:
+    how full each rate was with this charge, in units times MINUTE, at the moment `at` (milliseconds of the clock that
+    counts it), when each of `share` processes granted its part of a limit.  `lease`: what the holder is known by where
+    meters are shared; `shared`: they have counted it.  `over`: it was given back.
     """
 
-    __slots__ = ("amounts", "at", "lease", "levels", "meters", "share", "shared")
+    __slots__ = ("at", "bill", "charged", "lease", "levels", "micros", "over", "share", "shared", "tokens")
 
     def __init__(
         self,
-        meters: tuple[Meter, ...],
-        amounts: list[int],
+        bill: Bill,
+        tokens: int,
+        micros: int,
         levels: list[int],
         at: int,
         share: int = 1,
@@ -39,20 +63,22 @@ class Grant:
         *,
         shared: bool = False,
     ) -> None:
-        self.meters = meters
-        self.amounts = amounts
+        self.bill = bill
+        self.charged = self.tokens = tokens
+        self.micros = micros
         self.levels = levels
         self.at = at
         self.share = share
         self.lease = lease
         self.shared = shared
+        self.over = False
 
     def standing(self, places: tuple[int, ...]) -> Standing:
-        """The tightest of the rates at these places in `meters`, as the grant has left it."""
-        levels, meters, share = self.levels, self.meters, self.share
+        """The tightest of the rates at these places in the bill, as the grant has left it."""
+        levels, rates, share = self.levels, self.bill.rates, self.share
         limit, left, reset = 0, None, 0
         for place in places:
-            level, its = levels[place], meters[place].limit
+            level, its = levels[place], rates[place][1]
             if share != 1:
                 its = -(-its // share)
             its_left = its - -(-level // MINUTE)
@@ -116,8 +142,8 @@ class Meters(Protocol):
         """Ends what was started."""
         ...
 
-    async def acquire(self, meters: tuple[Meter, ...], amounts: list[int]) -> Grant | Denied:
-        """Takes all charges (`amounts` in the order of `meters`, becoming the grant's own), or none."""
+    async def acquire(self, bill: Bill, tokens: int, micros: int) -> Grant | Denied:
+        """Takes all charges of a request that may come to so much, or none."""
         ...
 
     async def top_up(self, grant: Grant, tokens: int, micros: int) -> Denied | None:

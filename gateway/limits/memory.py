@@ -14,11 +14,8 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 
-from gateway.domain.limits import BUDGETS, Meter, Unit
-from gateway.limits.grants import MINUTE, Books, Denied, Grant
-
-# To look one up in its class takes as long as half of what is done with it here.
-_REQUESTS, _TOKENS, _CONCURRENT, _TOKEN_BUDGET = Unit.REQUESTS, Unit.TOKENS, Unit.CONCURRENT, Unit.TOKEN_BUDGET
+from gateway.domain.limits import IN_TOKENS, Meter
+from gateway.limits.grants import MINUTE, Bill, Books, Denied, Grant
 
 DEBT = 3_600_000  # milliseconds: a bucket is never fuller than what drains in an hour
 _IDLE = 3_600_000  # milliseconds without a request after which a budget is asked of the ledger again
@@ -44,13 +41,6 @@ class _Rate:
         return now > self.at and (now - self.at) * self.limit >= self.level
 
 
-class _Places:
-    __slots__ = ("held",)
-
-    def __init__(self) -> None:
-        self.held = 0
-
-
 class _Purse:
     __slots__ = ("at", "base", "reserved", "spent")
 
@@ -74,81 +64,67 @@ class Counts:
 
     def __init__(self) -> None:
         self._rates: OrderedDict[str, _Rate] = OrderedDict()
-        self._places: dict[str, _Places] = {}
+        self._held: dict[str, int] = {}  # places, of meters of which any is
         self._purses: OrderedDict[str, _Purse] = OrderedDict()
 
     def __len__(self) -> int:
-        return len(self._rates) + len(self._places) + len(self._purses)
+        return len(self._rates) + len(self._held) + len(self._purses)
 
     def take(
-        self, meters: tuple[Meter, ...], amounts: list[int], now: int, share: int = 1
+        self, bill: Bill, tokens: int, micros: int, now: int, share: int = 1
     ) -> Grant | Denied | tuple[Meter, ...]:
-        """Takes all charges (`amounts` in the order of `meters`) or none; or says which meters it must know more of
-        (`seed`) before it can tell.
+        """Takes all charges of a bill or none; or says which meters it must know more of (`seed`) before it can tell.
 
         `share`: of how many processes this one is; each grants its part of a limit, rounded up.  A charge on a rate
         that is more than a minute's worth counts as just that.
         """
-        rates: list[tuple[_Rate, int, int]] = []
-        taken: list[_Places] = []
-        purses: list[tuple[_Purse, int]] = []
+        rates: list[tuple[_Rate, int]] = []
         levels: list[int] = []
+        purses: list[tuple[_Purse, int]] = []
         denied: Denied | None = None
         unknown: tuple[Meter, ...] = ()
         fresh = False
-        for index, meter in enumerate(meters):
-            unit, name, amount = meter.unit, meter.name, amounts[index]
-            limit = meter.limit if share == 1 else -(-meter.limit // share)
-            level = 0
-            if unit is _REQUESTS or unit is _TOKENS:
-                rate = self._rates.get(name)
-                if rate is None:
-                    rate = self._rates[name] = _Rate(now, limit)
-                    fresh = True
-                if amount > limit:
-                    amounts[index] = amount = limit
-                if rate.level and (level := rate.level - (now - rate.at) * limit) < 0:
-                    level = 0
-                level += amount * MINUTE
-                if level > limit * MINUTE or limit < 1:
-                    denied = _worst(denied, _rate_denied(meter, limit, amount, level))
-                rates.append((rate, level, limit))
-            elif unit is _CONCURRENT:
-                places = self._places.get(name)
-                if places is None:
-                    places = self._places[name] = _Places()
-                if places.held >= limit:
-                    denied = _worst(denied, Denied(meter, 0, _BUSY, 0.0))
-                taken.append(places)
-            else:
-                purse = self._purses.get(name)
-                if purse is None:
-                    unknown = (*unknown, meter)
-                    continue
-                if amount > (room := purse.room(meter.limit, share)):
-                    denied = _worst(denied, Denied(meter, max(0, room), None, 0.0, purse.spent))
-                purses.append((purse, amount))
+        for name, limit, in_tokens, meter in bill.rates:
+            if share != 1:
+                limit = -(-limit // share)
+            rate = self._rates.get(name)
+            if rate is None:
+                rate = self._rates[name] = _Rate(now, limit)
+                fresh = True
+            amount = tokens if in_tokens else 1
+            level = (limit if amount > limit else amount) * MINUTE
+            if rate.level and (left := rate.level - (now - rate.at) * limit) > 0:
+                level += left
+            if level > limit * MINUTE or limit < 1:
+                denied = _worst(denied, _rate_denied(meter, limit, amount, level))
             levels.append(level)
+            rates.append((rate, limit))
+        held = self._held
+        for name, limit, _, meter in bill.places:
+            if held.get(name, 0) >= (limit if share == 1 else -(-limit // share)):
+                denied = _worst(denied, Denied(meter, 0, _BUSY, 0.0))
+        for name, limit, in_tokens, meter in bill.budgets:
+            purse = self._purses.get(name)
+            if purse is None:
+                unknown = (*unknown, meter)
+                continue
+            amount = tokens if in_tokens else micros
+            if amount > (room := purse.room(limit, share)):
+                denied = _worst(denied, Denied(meter, max(0, room), None, 0.0, purse.spent))
+            purses.append((purse, amount))
         if denied is not None or unknown:
-            self._untouched(meters, now)
+            self._forget(self._rates, now)
             return unknown or denied or ()
-        for rate, level, limit in rates:
+        for (rate, limit), level in zip(rates, levels, strict=True):
             rate.level, rate.at, rate.limit = level, now, limit
-        for places in taken:
-            places.held += 1
+        for name, _, _, _ in bill.places:
+            held[name] = held.get(name, 0) + 1
         for purse, amount in purses:
             purse.reserved += amount
             purse.at = now
         if fresh:
             self._forget(self._rates, now)
-        return Grant(meters, amounts, levels, now, share)
-
-    def _untouched(self, meters: tuple[Meter, ...], now: int) -> None:
-        """Nothing was taken: nothing stays that nobody holds."""
-        self._forget(self._rates, now)
-        for meter in meters:
-            if meter.unit is _CONCURRENT and (places := self._places.get(meter.name)) and not places.held:
-                del self._places[meter.name]
+        return Grant(bill, tokens, micros, levels, now, share)
 
     def seed(self, meter: Meter, spent: int, now: int, reserved: int = 0) -> None:
         """What is spent of a budget that nobody counted so far; without effect on one that somebody counts."""
@@ -158,53 +134,57 @@ class Counts:
 
     def adopt(self, grant: Grant) -> None:
         """Counts the places that a grant holds which was made elsewhere."""
-        for meter in grant.meters:
-            if meter.unit is _CONCURRENT:
-                self._places.setdefault(meter.name, _Places()).held += 1
+        for name, _, _, _ in grant.bill.places:
+            self._held[name] = self._held.get(name, 0) + 1
 
     def top_up(self, grant: Grant, tokens: int, micros: int, now: int, share: int = 1) -> Denied | None:
         """Reserves more on the budgets of a grant; Denied: on none of them."""
-        purses: list[tuple[int, _Purse, int]] = []
-        for index, meter in enumerate(grant.meters):
-            purse = self._purses.get(meter.name) if meter.unit in BUDGETS else None
+        purses: list[tuple[_Purse, int]] = []
+        for name, limit, in_tokens, meter in grant.bill.budgets:
+            purse = self._purses.get(name)
             if purse is None:
                 continue
-            more = tokens if meter.unit is _TOKEN_BUDGET else micros
-            if more > (room := purse.room(meter.limit, share)):
+            more = tokens if in_tokens else micros
+            if more > (room := purse.room(limit, share)):
                 return Denied(meter, max(0, room), None, 0.0, purse.spent)
-            purses.append((index, purse, more))
-        for index, purse, more in purses:
+            purses.append((purse, more))
+        for purse, more in purses:
             purse.reserved += more
             purse.at = now
-            grant.amounts[index] += more
+        grant.tokens += tokens
+        grant.micros += micros
         return None
 
     def give_back(self, grant: Grant, tokens: int, micros: int, now: int) -> None:
         """Settles a grant; a second time has no effect."""
-        for index, amount in enumerate(grant.amounts):
-            meter = grant.meters[index]
-            unit, name = meter.unit, meter.name
-            if unit is _TOKENS:
-                if tokens != amount and not grant.shared:  # else it was counted elsewhere, by another clock
-                    limit = meter.limit if grant.share == 1 else -(-meter.limit // grant.share)
-                    self._correct(name, limit, grant.levels[index], grant.at, (tokens - amount) * MINUTE, now)
-            elif unit is _CONCURRENT:
-                places = self._places.get(name)
-                if places is not None:
-                    places.held -= 1
-                    if places.held <= 0:
-                        del self._places[name]
-            elif unit is not _REQUESTS:
-                purse = self._purses.get(name)
-                if purse is not None:
-                    purse.reserved = max(0, purse.reserved - amount)
-                    purse.spent += tokens if unit is _TOKEN_BUDGET else micros
-                    purse.at = now
-        grant.amounts = []
+        if grant.over:
+            return
+        grant.over = True
+        bill = grant.bill
+        if not grant.shared:  # else its rates were counted elsewhere, by another clock
+            for (name, limit, in_tokens, _), mark in zip(bill.rates, grant.levels, strict=True):
+                if in_tokens:
+                    self._correct(grant, name, limit, mark, tokens, now)
+        for name, _, _, _ in bill.places:
+            held = self._held.get(name, 0)
+            if held > 1:
+                self._held[name] = held - 1
+            elif held:
+                del self._held[name]
+        for name, _, in_tokens, _ in bill.budgets:
+            purse = self._purses.get(name)
+            if purse is not None:
+                used, reserved = (tokens, grant.tokens) if in_tokens else (micros, grant.micros)
+                purse.reserved = max(0, purse.reserved - reserved)
+                purse.spent += used
+                purse.at = now
 
-    def _correct(self, name: str, limit: int, mark: int, at: int, difference: int, now: int) -> None:
-        """Takes what a request used beyond its charge, or gives back what it did not use and what is still there:
-        the level was `mark` when it was charged, at `at`, and what has drained since is gone."""
+    def _correct(self, grant: Grant, name: str, limit: int, mark: int, used: int, now: int) -> None:
+        """Takes what a request used beyond its charge, or gives back what it did not use and what is still there: the
+        level was `mark` when it was charged, and what has drained since is gone."""
+        if grant.share != 1:
+            limit = -(-limit // grant.share)
+        difference = (used - min(grant.charged, limit)) * MINUTE
         rate = self._rates.get(name)
         if rate is None:
             if difference <= 0:
@@ -212,7 +192,7 @@ class Counts:
             rate = self._rates[name] = _Rate(now, limit)
         level = rate.drained(limit, now)
         if difference < 0:
-            difference = max(difference, -max(0, mark - (now - at) * limit))
+            difference = max(difference, -max(0, mark - (now - grant.at) * limit))
         rate.level, rate.at, rate.limit = min(max(0, level + difference), limit * DEBT), now, limit
 
     def full(self, now: int) -> Iterator[tuple[str, int, int]]:
@@ -246,10 +226,10 @@ class MemoryMeters:
     async def close(self) -> None:
         """Nothing to end."""
 
-    async def acquire(self, meters: tuple[Meter, ...], amounts: list[int]) -> Grant | Denied:
+    async def acquire(self, bill: Bill, tokens: int, micros: int) -> Grant | Denied:
         """As `Meters`; waits only where a budget is asked of the ledger."""
         while True:
-            answer = self._counts.take(meters, amounts, self._clock())
+            answer = self._counts.take(bill, tokens, micros, self._clock())
             if not isinstance(answer, tuple):
                 return answer
             for meter in answer:
@@ -267,7 +247,7 @@ class MemoryMeters:
 async def spent_of(ledger: Books, meter: Meter) -> int:
     """What a budget begins with."""
     spent = await ledger.spent(meter.scope, meter.period)
-    return spent.tokens if meter.unit is _TOKEN_BUDGET else spent.micros
+    return spent.tokens if meter.unit in IN_TOKENS else spent.micros
 
 
 def monotonic() -> int:

@@ -14,7 +14,7 @@ What is kept of a meter:
 
 from __future__ import annotations
 
-from gateway.domain.limits import BUDGETS, Meter, Unit
+from gateway.domain.limits import Meter, Unit
 
 #: What all keys begin with.
 TAG = "{lora-gateway}:1:"
@@ -257,8 +257,3 @@ return {1, redis.call('ZCARD', KEYS[1])}
 def key_of(meter: Meter) -> str:
     """Where a meter is kept."""
     return TAG + meter.name
-
-
-def is_lease(meter: Meter) -> bool:
-    """Whether a charge on the meter is held by a lease, rather than drained."""
-    return meter.unit is Unit.CONCURRENT or meter.unit in BUDGETS

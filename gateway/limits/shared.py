@@ -16,12 +16,12 @@ from collections.abc import Callable, Iterator, Sequence
 from random import Random
 from typing import Literal
 
-from gateway.domain.limits import BUDGETS, Meter, Unit
+from gateway.domain.limits import BUDGETS, IN_TOKENS, Meter
 from gateway.domain.secret import Secret
-from gateway.limits.grants import Books, Denied, Grant
+from gateway.limits.grants import Bill, Books, Denied, Grant
 from gateway.limits.link import Answer, Call, Link, Unreachable
 from gateway.limits.memory import Counts, monotonic, spent_of
-from gateway.limits.script import CODES, DENIED, LEASE, MEMBERS, TAG, UNKNOWN, is_lease, key_of
+from gateway.limits.script import CODES, DENIED, LEASE, MEMBERS, TAG, UNKNOWN, key_of
 
 _BEAT = 4.0  # seconds between two renewals of the leases
 _CHUNK = 200  # leases in one call, so that none takes long
@@ -77,21 +77,20 @@ class SharedMeters:
                 await self._beat
         await self._link.close(((MEMBERS,), ("leave", "", self._name)))
 
-    async def acquire(self, meters: tuple[Meter, ...], amounts: list[int]) -> Grant | Denied:
+    async def acquire(self, bill: Bill, tokens: int, micros: int) -> Grant | Denied:
         """As `Meters`."""
-        lease = self._lease() if any(map(is_lease, meters)) else ""
+        lease = self._lease() if bill.places or bill.budgets else ""
         if self._link.up:
             with contextlib.suppress(Unreachable):
-                return await self._ask(meters, amounts, lease)
-        return await self._alone(meters, amounts, lease)
+                return await self._ask(bill, tokens, micros, lease)
+        return await self._alone(bill, tokens, micros, lease)
 
     async def top_up(self, grant: Grant, tokens: int, micros: int) -> Denied | None:
         """As `Meters`."""
-        more = [tokens if meter.unit is Unit.TOKEN_BUDGET else micros for meter in grant.meters]
         if self._link.up:
             with contextlib.suppress(Unreachable):
-                return await self._ask_more(grant, more)
-        await self._seed(meter for meter in grant.meters if meter.unit in BUDGETS)
+                return await self._ask_more(grant, tokens, micros)
+        await self._seed(meter for *_, meter in grant.bill.budgets)
         return self._counts.top_up(grant, tokens, micros, monotonic(), self._share)
 
     def release(self, grant: Grant, tokens: int, micros: int) -> None:
@@ -100,11 +99,10 @@ class SharedMeters:
         if self._link.up:
             with contextlib.suppress(Unreachable):
                 self._link.post(_release(grant, tokens, micros, self._time()), lambda: self._unsure(grant))
-                grant.amounts = []
+                grant.over = True
                 return
-        for meter in grant.meters if grant.amounts else ():
-            if meter.unit in BUDGETS:
-                self._owed[meter] += tokens if meter.unit is Unit.TOKEN_BUDGET else micros
+        for _, _, in_tokens, meter in () if grant.over else grant.bill.budgets:
+            self._owed[meter] += tokens if in_tokens else micros
         self._ended(grant)
         self._counts.give_back(grant, tokens, micros, monotonic())
 
@@ -148,8 +146,8 @@ class SharedMeters:
 
     # With Valkey.
 
-    async def _ask(self, meters: tuple[Meter, ...], amounts: list[int], lease: str) -> Grant | Denied:
-        keys = [key_of(meter) for meter in meters]
+    async def _ask(self, bill: Bill, tokens: int, micros: int, lease: str) -> Grant | Denied:
+        keys = [key_of(meter) for meter in bill.meters]
         seeds: dict[int, int] = {}
 
         def late(answer: Answer) -> None:
@@ -157,40 +155,37 @@ class SharedMeters:
                 self.release(granted(answer), 0, 0)
 
         def granted(answer: Answer) -> Grant:
-            return Grant(meters, amounts, answer[2:], answer[1], 1, lease, shared=True)
+            levels = answer[2 : 2 + len(bill.rates)]
+            return Grant(bill, tokens, micros, levels, answer[1], 1, lease, shared=True)
 
         while True:
             arguments: list[str | int] = ["acquire", self._time(), lease]
-            for index, meter in enumerate(meters):
-                arguments += (CODES[meter.unit], meter.limit, amounts[index], seeds.get(index, ""))
+            for index, meter in enumerate(bill.meters):
+                amount = amount_of(meter, tokens, micros)
+                arguments += (CODES[meter.unit], meter.limit, amount, seeds.get(index, ""))
             answer = await self._link.call((keys, arguments), late)
             if answer[0] == UNKNOWN:
-                seeds = await self._seeds(meters, answer)
+                seeds = await self._seeds(bill.meters, answer)
             elif answer[0] == DENIED:
-                return _denied(meters, answer)
+                return _denied(bill.meters, answer)
             else:
-                for index, meter in enumerate(meters):
-                    if meter.unit is Unit.TOKENS:
-                        amounts[index] = min(amounts[index], meter.limit)
                 return self._holding(granted(answer))
 
-    async def _ask_more(self, grant: Grant, more: list[int]) -> Denied | None:
-        meters = tuple(meter for meter in grant.meters if meter.unit in BUDGETS)
-        wanted = [amount for meter, amount in zip(grant.meters, more, strict=True) if meter.unit in BUDGETS]
+    async def _ask_more(self, grant: Grant, tokens: int, micros: int) -> Denied | None:
+        meters = tuple(meter for *_, meter in grant.bill.budgets)
         seeds: dict[int, int] = {}
         while True:
             arguments: list[str | int] = ["top_up", self._time(), grant.lease]
             for index, meter in enumerate(meters):
-                arguments += (meter.limit, wanted[index], seeds.get(index, ""))
+                arguments += (meter.limit, amount_of(meter, tokens, micros), seeds.get(index, ""))
             answer = await self._link.call(([key_of(meter) for meter in meters], arguments))
             if answer[0] == UNKNOWN:
                 seeds = await self._seeds(meters, answer)
             elif answer[0] == DENIED:
                 return _denied(meters, answer)
             else:
-                for index, meter in enumerate(grant.meters):
-                    if meter.unit in BUDGETS:
-                        grant.amounts[index] += more[index]
+                grant.tokens += tokens
+                grant.micros += micros
                 return None
 
     async def _seeds(self, meters: tuple[Meter, ...], answer: Answer) -> dict[int, int]:
@@ -214,9 +209,8 @@ class SharedMeters:
         """All leases of this process."""
         held: dict[Meter, list[str | int]] = defaultdict(list)
         for lease, grant in self._held.items():
-            for meter, amount in zip(grant.meters, grant.amounts, strict=True):
-                if is_lease(meter):
-                    held[meter] += (lease, amount)
+            for meter in _leased(grant.bill):
+                held[meter] += (lease, amount_of(meter, grant.tokens, grant.micros))
         for meter, leases in held.items():
             for start in range(0, len(leases), 2 * _CHUNK):
                 part = leases[start : start + 2 * _CHUNK]
@@ -246,20 +240,19 @@ class SharedMeters:
 
     def _unsure(self, grant: Grant) -> None:
         """It is not known whether its release was counted."""
-        self._doubted.update(meter for meter in grant.meters if meter.unit in BUDGETS)
+        self._doubted.update(meter for *_, meter in grant.bill.budgets)
         self._ended(grant)
 
     def _ended(self, grant: Grant) -> None:
         if monotonic() - self._lost_at < LEASE or self._link.up:  # the others are over by themselves
-            for meter in grant.meters:
-                if is_lease(meter):
-                    self._over[meter].append(grant.lease)
+            for meter in _leased(grant.bill):
+                self._over[meter].append(grant.lease)
 
     # Alone.
 
-    async def _alone(self, meters: tuple[Meter, ...], amounts: list[int], lease: str) -> Grant | Denied:
+    async def _alone(self, bill: Bill, tokens: int, micros: int, lease: str) -> Grant | Denied:
         while True:
-            answer = self._counts.take(meters, amounts, monotonic(), self._share)
+            answer = self._counts.take(bill, tokens, micros, monotonic(), self._share)
             if isinstance(answer, Grant):
                 answer.lease = lease
                 return self._holding(answer)
@@ -271,10 +264,10 @@ class SharedMeters:
         for meter in meters:
             spent = await spent_of(self._ledger, meter)
             held = (
-                amount
+                amount_of(meter, grant.tokens, grant.micros)
                 for grant in self._held.values()
-                for each, amount in zip(grant.meters, grant.amounts, strict=True)
-                if each.name == meter.name
+                for name, *_ in grant.bill.budgets
+                if name == meter.name
             )
             self._counts.seed(meter, spent, monotonic(), sum(held))
 
@@ -290,21 +283,30 @@ class SharedMeters:
         return f"{self._name}:{self._leases}"
 
 
+def amount_of(meter: Meter, tokens: int, micros: int) -> int:
+    """What of a request is charged on a meter."""
+    if meter.unit in IN_TOKENS:
+        return tokens
+    return micros if meter.unit in BUDGETS else 1
+
+
+def _leased(bill: Bill) -> Iterator[Meter]:
+    """The meters on which a charge is held by a lease, rather than drained."""
+    return (meter for *_, meter in (*bill.places, *bill.budgets))
+
+
 def _release(grant: Grant, tokens: int, micros: int, now: str | int) -> Call:
     arguments: list[str | int] = ["release", now, grant.lease]
     keys = []
-    for index, amount in enumerate(grant.amounts):
-        meter = grant.meters[index]
-        if meter.unit is Unit.REQUESTS:
-            continue
-        keys.append(key_of(meter))
-        if meter.unit is Unit.TOKENS:
+    for (_, limit, in_tokens, meter), level in zip(grant.bill.rates, grant.levels, strict=True):
+        if in_tokens:
+            keys.append(key_of(meter))
             # Of a grant that this process made alone Valkey knows nothing that it could give back.
-            change = tokens - amount if grant.shared else max(0, tokens - amount)
-            arguments += ("t", meter.limit, change, grant.levels[index], grant.at)
-        else:
-            used = tokens if meter.unit is Unit.TOKEN_BUDGET else micros
-            arguments += (CODES[meter.unit], meter.limit, used, 0, 0)
+            change = tokens - min(grant.charged, limit if grant.shared else -(-limit // grant.share))
+            arguments += ("t", limit, change if grant.shared else max(0, change), level, grant.at)
+    for meter in _leased(grant.bill):
+        keys.append(key_of(meter))
+        arguments += (CODES[meter.unit], meter.limit, amount_of(meter, tokens, micros), 0, 0)
     return keys, arguments
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from gateway.domain.limits import Meter, Unit
 from gateway.domain.secret import Secret
-from gateway.limits.grants import Denied, Grant, Spent
+from gateway.limits.grants import Bill, Denied, Grant, Spent
 from gateway.limits.shared import Mode, SharedMeters
 from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.gateway import Running, gateway_process, running_gateway
@@ -79,7 +79,7 @@ async def meters(
 
 
 async def admitted(shared: SharedMeters, meter: Meter, asked: int) -> list[Grant]:
-    answers = await asyncio.gather(*(shared.acquire((meter,), [1]) for _ in range(asked)))
+    answers = await asyncio.gather(*(shared.acquire(Bill([meter]), 1, 0) for _ in range(asked)))
     return [each for each in answers if isinstance(each, Grant)]
 
 
@@ -165,18 +165,20 @@ async def test_a_budget_for_fifty_pays_for_fifty_of_two_hundred_at_four_gateways
             for _ in range(repetitions):
                 with server.client() as client:
                     client.flushall()
-                answers = await asyncio.gather(*(four[n % _PROCESSES].acquire((meter,), [31]) for n in range(200)))
+                answers = await asyncio.gather(
+                    *(four[n % _PROCESSES].acquire(Bill([meter]), 31, 0) for n in range(200))
+                )
                 granted = [(n, each) for n, each in enumerate(answers) if isinstance(each, Grant)]
                 assert len(granted) == 50
                 for number, grant in granted:
                     four[number % _PROCESSES].release(grant, 30, 0)
                 # 50 tokens are left, whoever asks for them, and not one more.
-                denied = await four[3].acquire((replace(meter, name=meter.name),), [51])
+                denied = await four[3].acquire(Bill([replace(meter, name=meter.name)]), 51, 0)
                 assert isinstance(denied, Denied)
-                last = await four[0].acquire((meter,), [50])
+                last = await four[0].acquire(Bill([meter]), 50, 0)
                 assert isinstance(last, Grant)
                 four[0].release(last, 50, 0)
-                denied = await four[1].acquire((meter,), [1])
+                denied = await four[1].acquire(Bill([meter]), 1, 0)
                 assert isinstance(denied, Denied)
                 assert (denied.spent, denied.remaining) == (meter.limit, 0)
 
@@ -200,7 +202,7 @@ async def test_what_a_killed_gateway_held_is_free_after_ten_seconds(tmp_path: Pa
                         asked = [asyncio.create_task(ask(gateway.url, stream=True)) for _ in range(3)]
                         await running(upstream, 3)
                         assert not await admitted(survivor, places, 1)
-                        assert isinstance(await survivor.acquire((budget,), [1000]), Denied)
+                        assert isinstance(await survivor.acquire(Bill([budget]), 1000, 0), Denied)
                         assert gateway.process is not None
                         gateway.process.kill()
                         gateway.process.wait()
@@ -214,7 +216,7 @@ async def test_what_a_killed_gateway_held_is_free_after_ten_seconds(tmp_path: Pa
                             while len(freed) < 3:
                                 freed += await admitted(survivor, places, 1)
                                 await asyncio.sleep(0.05)  # until then it is refused
-                        whole = await survivor.acquire((budget,), [budget.limit])
+                        whole = await survivor.acquire(Bill([budget]), budget.limit, 0)
                         assert isinstance(whole, Grant), whole
                         for grant in (*freed, whole):
                             survivor.release(grant, 0, 0)
@@ -308,7 +310,7 @@ async def test_alone_each_process_grants_its_part_and_tells_it_when_it_is_not_al
             server.start()
             for gauge in gauges:
                 await gauge.reaches("shared", _RECOVERY + LATE)
-            assert isinstance(await two.acquire((PER_MINUTE,), [1]), Denied)
+            assert isinstance(await two.acquire(Bill([PER_MINUTE]), 1, 0), Denied)
 
 
 async def test_what_was_used_alone_makes_nobody_wait_longer_than_a_minute_however_often_it_is_told(
@@ -325,7 +327,7 @@ async def test_what_was_used_alone_makes_nobody_wait_longer_than_a_minute_howeve
             for _ in range(3):  # as after greetings that were heard, and whose answers were not
                 for call in told:
                     await one._link.call(call)
-            denied = await one.acquire((PER_MINUTE,), [1])
+            denied = await one.acquire(Bill([PER_MINUTE]), 1, 0)
             assert isinstance(denied, Denied)
             assert denied.retry_after is not None
             assert denied.retry_after <= 6
@@ -364,7 +366,7 @@ async def test_a_valkey_that_comes_back_knows_what_was_spent(tmp_path: Path, kee
             book.tokens += 50
             server.start()
             await gauge.reaches("shared", _RECOVERY + LATE)
-            denied = await one.acquire((BUDGET,), [651])
+            denied = await one.acquire(Bill([BUDGET]), 651, 0)
             assert isinstance(denied, Denied)
             assert (denied.spent, denied.remaining) == (350, 650)
 
@@ -375,7 +377,7 @@ async def test_while_it_counts_alone_nobody_waits(tmp_path: Path) -> None:
         async with meters(server, gauge=gauge) as one:
             await gauge.reaches("local")
             for _ in range(100):
-                asking = one.acquire((PER_MINUTE, PLACES), [1, 1])
+                asking = one.acquire(Bill([PER_MINUTE, PLACES]), 1, 0)
                 with pytest.raises(StopIteration):
                     asking.send(None)  # it is through without having waited once
 
@@ -388,7 +390,7 @@ async def test_whoever_leaves_while_asking_takes_nobodys_answer_and_leaves_nothi
                 limits = [dice.randrange(1, 10**6) for _ in range(100)]
                 asked = [
                     asyncio.create_task(
-                        one.acquire((replace(PER_MINUTE, name=f"k{limit}", limit=limit), PLACES_OF_MANY), [1, 1])
+                        one.acquire(Bill([replace(PER_MINUTE, name=f"k{limit}", limit=limit), PLACES_OF_MANY]), 1, 0)
                     )
                     for limit in limits
                 ]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.domain.limits import MAX_BUDGET, MAX_RATE, Allowance, Budget, Limits, Meter, Unit, meters_of
 from gateway.domain.secret import Secret
-from gateway.limits.grants import MINUTE, Denied, Grant, Spent
+from gateway.limits.grants import MINUTE, Bill, Denied, Grant, Spent
 from gateway.limits.memory import DEBT, Counts, MemoryMeters
 from gateway.limits.script import LEASE, SCRIPT
 from gateway.limits.shared import SharedMeters
@@ -44,7 +44,7 @@ def granted(answer: object) -> Grant:
 
 
 def take(counts: Counts, meter: Meter, amount: int, now: int) -> Grant | None:
-    answer = counts.take((meter,), [amount], now)
+    answer = counts.take(Bill([meter]), amount, amount, now)
     return answer if isinstance(answer, Grant) else None
 
 
@@ -77,7 +77,7 @@ def test_who_waits_as_long_as_told_is_admitted_and_a_millisecond_earlier_is_not(
     counts, meter = Counts(), replace(PER_MINUTE, limit=7)
     for _ in range(7):
         assert take(counts, meter, 1, 0)
-    denied = counts.take((meter,), [1], 0)
+    denied = counts.take(Bill([meter]), 1, 0, 0)
     assert isinstance(denied, Denied)
     assert denied.retry_after is not None
     wait = round(denied.retry_after * 1000)
@@ -90,15 +90,16 @@ def test_when_one_meter_says_no_nothing_is_taken_from_the_others():
     counts.seed(BUDGET, 4999, 0)
     counts.seed(MONEY, 0, 0)
     for _ in range(100):
-        denied = counts.take(ALL, [1, 10, 1, 2, 5], 0)
+        denied = counts.take(Bill(ALL), 2, 5, 0)
         assert isinstance(denied, Denied)
         assert denied.meter is BUDGET
-    granted(counts.take(ALL, [1, 1000, 1, 1, 70_000], 0))
+    granted(counts.take(Bill(ALL), 1, 70_000, 0))
+    assert take(counts, TOKENS, 999, 0)
 
 
 def test_what_was_not_used_is_given_back_and_what_was_used_beyond_is_taken():
     counts = Counts()
-    granted_ = granted(counts.take((TOKENS,), [1000], 0))
+    granted_ = granted(counts.take(Bill([TOKENS]), 1000, 0, 0))
     assert take(counts, TOKENS, 1, 0) is None
     counts.give_back(granted_, 300, 0, 0)
     assert take(counts, TOKENS, 701, 0) is None
@@ -111,7 +112,7 @@ def test_what_was_not_used_is_given_back_and_what_was_used_beyond_is_taken():
 
 def test_what_has_drained_meanwhile_is_not_given_back_again():
     counts = Counts()
-    old = granted(counts.take((TOKENS,), [1000], 0))
+    old = granted(counts.take(Bill([TOKENS]), 1000, 0, 0))
     assert take(counts, TOKENS, 1000, MINUTE)
     counts.give_back(old, 0, 0, MINUTE)
     assert take(counts, TOKENS, 1, MINUTE) is None
@@ -119,7 +120,7 @@ def test_what_has_drained_meanwhile_is_not_given_back_again():
 
 def test_settling_twice_gives_back_once():
     counts = Counts()
-    first, second = (granted(counts.take((PLACES,), [1], 0)) for _ in range(2))
+    first, second = (granted(counts.take(Bill([PLACES]), 1, 0, 0)) for _ in range(2))
     for _ in range(5):
         counts.give_back(first, 0, 0, 0)
     assert take(counts, PLACES, 1, 0)
@@ -136,11 +137,11 @@ def test_settling_twice_gives_back_once():
 )
 def test_no_amount_makes_a_meter_negative_or_overflow(amounts: list[int], used: int, limit: int):
     counts = Counts()
-    meters = tuple(replace(meter, limit=limit) for meter in ALL)
-    counts.seed(meters[3], 0, 0)
-    counts.seed(meters[4], 0, 0)
+    bill = Bill(replace(meter, limit=limit) for meter in ALL)
+    for *_, meter in bill.budgets:
+        counts.seed(meter, 0, 0)
     for now, amount in enumerate(amounts):
-        answer = counts.take(meters, [1, amount, 1, min(amount, MAX_BUDGET), min(amount, MAX_BUDGET)], now)
+        answer = counts.take(bill, amount, min(amount, MAX_BUDGET), now)
         assert not isinstance(answer, tuple)
         if isinstance(answer, Denied):
             assert 0 <= answer.remaining <= limit
@@ -163,22 +164,22 @@ def test_meters_that_nobody_uses_are_forgotten():
 async def test_a_budget_begins_with_what_the_ledger_says_and_asks_it_once():
     book = Book(tokens=4990)
     meters = MemoryMeters(book)
-    assert isinstance(await meters.acquire((BUDGET,), [11]), Denied)
-    grant = granted(await meters.acquire((BUDGET,), [10]))
+    assert isinstance(await meters.acquire(Bill([BUDGET]), 11, 0), Denied)
+    grant = granted(await meters.acquire(Bill([BUDGET]), 10, 0))
     meters.release(grant, 3, 0)
-    granted(await meters.acquire((BUDGET,), [7]))
-    assert isinstance(await meters.acquire((BUDGET,), [1]), Denied)
+    granted(await meters.acquire(Bill([BUDGET]), 7, 0))
+    assert isinstance(await meters.acquire(Bill([BUDGET]), 1, 0), Denied)
     assert book.asked == [("key:a", "total")]
 
 
 async def test_a_top_up_is_refused_whole_where_one_budget_cannot_pay_it():
     meters = MemoryMeters(Book())
-    grant = granted(await meters.acquire((BUDGET, MONEY), [1000, 60_000]))
+    grant = granted(await meters.acquire(Bill([BUDGET, MONEY]), 1000, 60_000))
     assert await meters.top_up(grant, 1000, 10_000) is None
     denied = await meters.top_up(grant, 1000, 1)
     assert isinstance(denied, Denied)
     assert denied.meter is MONEY
-    assert grant.amounts == [2000, 70_000]
+    assert (grant.tokens, grant.micros) == (2000, 70_000)
 
 
 def test_periods_are_named_and_end_by_the_calendar_in_utc():
@@ -225,7 +226,8 @@ async def test_valkey_and_memory_decide_the_same(server: Valkey, steps: list[tup
     now = 1_800_000_000_000
     shared = SharedMeters(Secret(server.url), Book(5, 50), timeout=LATE, now=lambda: now)
     memory = MemoryMeters(Book(5, 50), lambda: now)
-    meters = tuple(_SMALL[part] for part in sorted(parts))
+    bill = Bill(_SMALL[part] for part in sorted(parts))
+    rates = tuple(range(len(bill.rates)))
     held: list[tuple[Grant, Grant]] = []
     await shared.start()
     try:
@@ -234,10 +236,8 @@ async def test_valkey_and_memory_decide_the_same(server: Valkey, steps: list[tup
                 now += amount
                 shared.renew()
             elif step == "take":
-                amounts = [{Unit.REQUESTS: 1, Unit.CONCURRENT: 1}.get(meter.unit, amount) for meter in meters]
-                ours, theirs = await shared.acquire(meters, [*amounts]), await memory.acquire(meters, [*amounts])
+                ours, theirs = [await meters.acquire(bill, amount, amount) for meters in (shared, memory)]
                 if isinstance(ours, Grant) and isinstance(theirs, Grant):
-                    rates = tuple(place for place, meter in enumerate(meters) if meter in _SMALL[:2])
                     assert not rates or ours.standing(rates) == theirs.standing(rates)
                     held.append((ours, theirs))
                 else:
@@ -245,7 +245,7 @@ async def test_valkey_and_memory_decide_the_same(server: Valkey, steps: list[tup
             elif held and step == "more":
                 ours, theirs = held[amount % len(held)]
                 assert await shared.top_up(ours, amount, amount) == await memory.top_up(theirs, amount, amount)
-                assert ours.amounts == theirs.amounts
+                assert (ours.tokens, ours.micros) == (theirs.tokens, theirs.micros)
             elif held:
                 ours, theirs = held.pop(amount % len(held))
                 shared.release(ours, amount, 10 * amount)
@@ -260,11 +260,11 @@ async def test_every_key_in_valkey_goes_away_by_itself(server: Valkey):
         shared = SharedMeters(Secret(server.url), Book(), timeout=LATE)
         await shared.start()
         try:
-            grant = granted(await shared.acquire(ALL, [1, 10, 1, 10, 10]))
+            grant = granted(await shared.acquire(Bill(ALL), 10, 10))
             await shared.top_up(grant, 5, 5)
             shared.renew()
             shared.release(grant, 3, 3)
-            granted(await shared.acquire(ALL, [1, 10, 1, 10, 10]))
+            granted(await shared.acquire(Bill(ALL), 10, 10))
             keys = list(client.scan_iter())
             assert len(keys) == len(ALL) + 1
             assert all(client.ttl(key) > 0 for key in keys), {key: client.ttl(key) for key in keys}
