@@ -19,6 +19,7 @@ from gateway.domain.snapshot import Target, Upstream
 from gateway.domain.usage import Usage, from_openai
 
 _DONE = b"data: [DONE]\n\n"
+_THOUGHTS = "reasoning_content"  # of an assistant's turn
 _NAME = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 
 
@@ -262,7 +263,7 @@ def _system_role(messages: Any) -> Any:
 def _without_thoughts(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Without what Open WebUI adds to the assistant's turns, whichever model's they were, when its connection is of the
     kind llama.cpp.  Other clients mean what they send."""
-    return [{name: value for name, value in m.items() if name != "reasoning_content"} for m in messages]
+    return [{name: value for name, value in m.items() if name != _THOUGHTS} if _THOUGHTS in m else m for m in messages]
 
 
 def _error_status(error: Any) -> int:
