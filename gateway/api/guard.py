@@ -26,8 +26,9 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import httptools
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from gateway.api.cycle import Cycle
 from gateway.api.head import (
     EdgeLimits,
     body_limit,
@@ -85,7 +86,7 @@ class ClientConnection:
         self.stalled = False
         # uvicorn's side of the same request, while it is unfinished.  It is made after the scope that holds this
         # object, and holds that scope: letting go of it at the end spares the garbage collector a cycle per request.
-        self._cycle: RequestResponseCycle | None = None
+        self._cycle: Cycle | None = None
 
     def cut(self) -> None:
         """Sends what was written, then closes the connection without a terminating chunk.
@@ -95,9 +96,9 @@ class ClientConnection:
         self.on_disconnect = None
         if self._cycle is not None:
             self._cycle.disconnected = True  # uvicorn neither waits for the end of the answer nor logs its absence
-            self._cycle.transport.close()
+            self._cycle.close()
 
-    def begin(self, cycle: RequestResponseCycle) -> None:
+    def begin(self, cycle: Cycle) -> None:
         self._cycle = cycle
 
     def finish(self) -> None:
@@ -116,38 +117,6 @@ class ClientConnection:
             callback()
 
 
-class _AnswerTransport(asyncio.Transport):
-    """The transport as one request's answer sees it: its head waits for the first piece of its body, so that both
-    leave in one system call and one packet.  uvicorn writes each for itself, and uvloop sends what is written at once.
-    """
-
-    __slots__ = ("_head", "_transport")
-
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
-        self._head: bytes | None = None  # b"" when it has left
-
-    def write(self, data: bytes) -> None:  # type: ignore[override]
-        if self._head is None and not data.startswith(b"HTTP/1.1 100"):
-            self._head = data
-            return
-        if self._head:
-            data, self._head = self._head + data, b""
-        if data:
-            self._transport.write(data)
-
-    def close(self) -> None:
-        if not self._transport.is_closing():
-            self.write(b"")  # a head that waits
-        self._transport.close()
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return self._transport.get_extra_info(name, default)
-
-
 class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's HTTP protocol with limits.  Made by `guarded`."""
 
@@ -159,7 +128,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self.timeout_keep_alive = self.limits.keep_alive
         self.closed: asyncio.Future[None] = self.loop.create_future()
         # Requests without a complete answer.  The first is served, the others were pipelined behind it.
-        self._unfinished: deque[tuple[ClientConnection, RequestResponseCycle]] = deque()
+        self._unfinished: deque[tuple[ClientConnection, Cycle]] = deque()
         self._in_head = False
         self._in_body = False
         self._head_bytes = 0  # of the head being read, without its first piece
@@ -247,9 +216,9 @@ class GuardedProtocol(HttpToolsProtocol):
         client = ClientConnection()
         self.scope["extensions"] = {"gateway": cast(Any, client)}
         super().on_headers_complete()
-        self.cycle.transport = _AnswerTransport(self.transport)
-        client.begin(self.cycle)
-        self._unfinished.append((client, self.cycle))
+        cycle = Cycle.taken_over(self.cycle)
+        client.begin(cycle)
+        self._unfinished.append((client, cycle))
         if len(self._unfinished) > 1:
             # uvicorn stops reading here and would not see the client leave; MAX_PIPELINED is the bound instead.
             self.flow.resume_reading()
@@ -278,8 +247,7 @@ class GuardedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
-        client, cycle = self._unfinished.popleft()
-        cycle.transport.write(b"")  # an answer to HEAD is a head that nothing follows
+        client, _ = self._unfinished.popleft()
         client.finish()
         super().on_response_complete()
         if self._in_body and not self._unfinished and takes_upload(self.parser.get_method(), self.url):

@@ -1,0 +1,98 @@
+"""How an answer leaves: uvicorn's side of a request, with another way to send.
+
+uvicorn writes the head of an answer and each piece of its body for itself, and uvloop sends at once what is written.
+Here the head waits for the first piece, so that both leave in one system call and one packet; and it is looked through
+once as a whole, where uvicorn looks at each name and each value.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self, cast
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+# Nothing of a head may be any of these, but for the end of its lines.
+_CONTROL = bytes(range(9)) + b"\x0b\x0c" + bytes(range(14, 32)) + b"\x7f"
+_BODILESS = (204, 304)
+
+
+class Cycle(RequestResponseCycle):
+    """One request and its answer, from the moment that the application may answer.
+
+    What the application sends is an ASGI message; names of headers are lower-case, and no `transfer-encoding` is among
+    them (https://asgi.readthedocs.io/en/latest/specs/www.html).  What breaks that raises RuntimeError.
+    """
+
+    _head = b""  # waits
+
+    @classmethod
+    def taken_over(cls, cycle: RequestResponseCycle) -> Self:
+        """The same, one of ours: uvicorn leaves nobody a choice of which it makes.  Nothing was sent yet."""
+        cycle.__class__ = cls
+        return cast(Self, cycle)
+
+    async def send(self, message: Any) -> None:
+        """As ASGI has it; waits while the client does not read."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        if message["type"] == "http.response.start":
+            self._start(message["status"], message.get("headers", ()))
+        else:
+            self._go_on(message.get("body", b""), message.get("more_body", False))
+
+    def close(self) -> None:
+        """Sends what waits, and closes the connection."""
+        if self._head and not self.transport.is_closing():
+            self.transport.write(self._head)
+            self._head = b""
+        self.transport.close()
+
+    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        if self.response_started:
+            raise RuntimeError("an answer was begun twice")
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        lines = [b"%b: %b\r\n" % (name, value) for name, value in headers]
+        known = dict(headers)
+        length = known.get(b"content-length")
+        self.chunked_encoding = length is None and status not in _BODILESS and self.scope["method"] != "HEAD"
+        if length is not None:
+            self.expected_content_length = int(length)
+        if self.chunked_encoding:
+            lines.append(b"transfer-encoding: chunked\r\n")
+        closes = b"close" in known.get(b"connection", b"").lower()
+        if closes:
+            self.keep_alive = False
+        elif not self.keep_alive:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if not head.count(b"\n") == head.count(b"\r") == len(lines) or len(head.translate(None, _CONTROL)) < len(head):
+            raise RuntimeError("a header of an answer holds a line break or another control character")
+        self._head = b"%b%b\r\n" % (STATUS_LINE[status], head)
+
+    def _go_on(self, body: bytes, more: bool) -> None:
+        if not self.response_started or self.response_complete:
+            raise RuntimeError("a body outside of its answer")
+        if self.scope["method"] == "HEAD":
+            self.expected_content_length = 0
+            body = b""
+        elif self.chunked_encoding:
+            body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if not more:
+                body += b"0\r\n\r\n"
+        else:
+            self.expected_content_length -= len(body)
+            if self.expected_content_length < 0 or not (more or self.expected_content_length == 0):
+                raise RuntimeError("an answer is not as long as its content-length")
+        if self._head:
+            body, self._head = self._head + body, b""
+        if body:
+            self.transport.write(body)
+        if not more:
+            self.response_complete = True
+            self.message_event.set()
+            if not self.keep_alive:
+                self.transport.close()
+            self.on_response()
