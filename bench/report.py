@@ -90,6 +90,10 @@ DELAY = tuple(
     )
 )
 
+_COMPARED = (
+    ("litellm", "gateway"), ("gateway", "nginx"), ("gateway", "bare"), ("accounts", "gateway"), ("crowded", "accounts"),
+)  # fmt: skip
+
 
 def report(outcomes: Sequence[Outcome], rounds: int) -> str:
     """The tables, as Markdown."""
@@ -123,7 +127,7 @@ def ratios(outcomes: Mapping[str, Outcome]) -> str:
     """Empty where no two targets are worth comparing."""
     rows = [
         [f"{over} ÷ {under}", *(ratio(outcomes[over], outcomes[under], column) for column in COST[1:])]
-        for over, under in (("litellm", "gateway"), ("gateway", "nginx"), ("gateway", "bare"), ("accounts", "gateway"))
+        for over, under in _COMPARED
         if over in outcomes and under in outcomes
     ]
     return table(["", *(column.title for column in COST[1:])], rows) if rows else ""
@@ -177,7 +181,10 @@ def number(value: float | None, digits: int) -> str:
 
 def ratio(over: Outcome, under: Outcome, column: Column) -> str:
     above, below = over.median(column.workload, column.figure), under.median(column.workload, column.figure)
-    return f"{above / below:.1f}" if above is not None and below else "–"
+    if above is None or not below:
+        return "–"
+    share = above / below
+    return f"{share:.2f}" if share < 2 else f"{share:.1f}"
 
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

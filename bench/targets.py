@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jwt
+from crowd import fill
 from exact import Unanswered, ask, post
 from measure import WORKLOADS, chat
 
@@ -126,6 +127,15 @@ def accounts(work: Path, port: int, upstream: int, key: str) -> Command:
     return Command(command.argv, command.environ | {"BENCH_ADMIN": admin, "BENCH_JWT": secret}, enter)
 
 
+def crowded(work: Path, port: int, upstream: int, key: str) -> Command:
+    """The same with ten thousand other keys, and a million rows in the ledger."""
+    for old in work.glob("gateway*"):
+        old.unlink()
+    command = accounts(work, port, upstream, key)
+    fill(json.loads((work / "gateway.yaml").read_text())["storage"]["url"])
+    return command
+
+
 def nginx(work: Path, port: int, upstream: int, _key: str) -> Command:
     """A plain reverse proxy, one process, as any user: no keys, no log. What relaying costs at the least."""
     temporary = "\n".join(
@@ -195,7 +205,7 @@ def litellm(work: Path, port: int, upstream: int, key: str) -> Command:
 
 
 RECIPES: dict[str, Recipe] = {
-    "bare": bare, "nginx": nginx, "gateway": gateway, "accounts": accounts, "litellm": litellm,
+    "bare": bare, "nginx": nginx, "gateway": gateway, "accounts": accounts, "crowded": crowded, "litellm": litellm,
 }  # fmt: skip
 
 
