@@ -10,7 +10,7 @@ from itertools import islice
 from types import MappingProxyType
 from typing import Any, Protocol, cast
 
-from gateway.controlplane.config import ClientKey
+from gateway.controlplane.accounts import ClientKey
 from gateway.controlplane.keyring import Move
 from gateway.controlplane.keys import KeyRecord, Settings, configured, revoked, rotated
 from gateway.controlplane.plane import ControlPlane

@@ -13,7 +13,7 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Protocol
 
-from gateway.controlplane.config import Auth, ClientKey
+from gateway.controlplane.accounts import Auth, ClientKey
 from gateway.controlplane.keys import KeyRecord
 from gateway.domain.audit import Act
 from gateway.domain.errors import Conflict

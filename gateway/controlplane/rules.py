@@ -11,10 +11,9 @@ from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 
 from gateway.controlplane import pricelist, values
+from gateway.controlplane.accounts import Auth, BudgetSettings
 from gateway.controlplane.config import (
     AttachedAdapters,
-    Auth,
-    BudgetSettings,
     Config,
     EngineSettings,
     Price,

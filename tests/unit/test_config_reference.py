@@ -14,10 +14,11 @@ import yaml
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from gateway.controlplane import config
+from gateway.controlplane import accounts, config
 from gateway.controlplane.launch import LORA_RANKS
 from gateway.controlplane.loader import load
 from gateway.controlplane.schema import schema_text
+from gateway.controlplane.section import Section
 from gateway.domain.principal import ADAPTERS_RIGHT, PRIVILEGED_PARAMETERS
 from gateway.domain.snapshot import Concurrency, Timeouts
 from tests.unit.examples import EXAMPLES, REFERENCE, variables
@@ -30,17 +31,17 @@ SCHEMA = ROOT / "deploy/gateway.schema.json"
 PLACES = {
     config.Config: "",
     config.Server: "server.",
-    config.Auth: "auth.",
-    config.ClientKey: "auth.keys[].",
-    config.Users: "users.",
-    config.UsersOfOpenWebUI: "users.openwebui.",
-    config.TeamSettings: "teams[].",
+    accounts.Auth: "auth.",
+    accounts.ClientKey: "auth.keys[].",
+    accounts.Users: "users.",
+    accounts.UsersOfOpenWebUI: "users.openwebui.",
+    accounts.TeamSettings: "teams[].",
     config.Storage: "storage.",
-    config.LimitsStore: "limits.",
-    config.LimitDefaults: "limits.defaults.",
-    config.ScopeSettings: "limits.defaults.key.",
-    config.LimitSettings: "auth.keys[].limits.",
-    config.BudgetSettings: "auth.keys[].budgets[].",
+    accounts.LimitsStore: "limits.",
+    accounts.LimitDefaults: "limits.defaults.",
+    accounts.ScopeSettings: "limits.defaults.key.",
+    accounts.LimitSettings: "auth.keys[].limits.",
+    accounts.BudgetSettings: "auth.keys[].budgets[].",
     config.Log: "log.",
     config.Timeouts: "timeouts.",
     config.UpstreamSettings: "upstreams[].",
@@ -58,7 +59,7 @@ PLACES = {
     config.ImportLimits: "adapters.import_limits.",
 }
 # Described with another section: a base class, and the overrides of `timeouts`.
-WITHOUT_A_PLACE = {config.Section, config.Description, config.TimeoutOverrides}
+WITHOUT_A_PLACE = {Section, config.Description, config.TimeoutOverrides}
 
 
 def default_as_written(value: Any) -> str:
@@ -90,7 +91,8 @@ def test_the_reference_has_every_key_with_its_default_and_nothing_else() -> None
 
 
 def test_every_section_has_a_place_in_the_reference() -> None:
-    sections = {item for item in vars(config).values() if isinstance(item, type) and issubclass(item, config.Section)}
+    known = [*vars(config).values(), *vars(accounts).values()]
+    sections = {item for item in known if isinstance(item, type) and issubclass(item, Section)}
     assert sections == PLACES.keys() | WITHOUT_A_PLACE
 
 
