@@ -1,6 +1,6 @@
 # The commands of the repository (README.md, INTERFACE in docs/).  Everything is made below var/ and .venv/.
 .DEFAULT_GOAL := help
-.PHONY: help serve test test-engines test-rest check bench soak e2e env engine format lock clean
+.PHONY: help serve test test-integration test-engines test-units check bench soak e2e env engine format lock clean
 
 PYTHON := $(shell command -v python3.11 || command -v python3)
 VENV := .venv
@@ -15,14 +15,17 @@ help:           ## this list
 serve: $(ENV)   ## a ready gateway with a small model and two adapters, on http://127.0.0.1:8000
 	@exec $(PYTHON) -m deploy.quickstart.serve
 
-test: $(DEV) engine ## every test that needs no GPU, those of the real engines beside all others
-	@$(MAKE) --no-print-directory -k -j2 test-engines test-rest
+test: $(DEV) engine ## every test that needs no GPU, two parts of them at a time
+	@$(MAKE) --no-print-directory -k -j2 test-integration test-engines test-units  # the longest first
+
+test-integration:
+	$(BIN)/python -m pytest -m "not engine and not soak and not e2e" tests/integration
 
 test-engines:
 	$(BIN)/python -m pytest -m "engine and not soak and not e2e"
 
-test-rest:
-	$(BIN)/python -m pytest -m "not engine and not soak and not e2e"
+test-units:
+	$(BIN)/python -m pytest -m "not engine and not soak and not e2e" --ignore tests/integration
 
 check: $(DEV)   ## format, lint, types, import contracts, dead code, images, compose file
 	$(BIN)/ruff format --check .

@@ -15,7 +15,7 @@ from tests.gateway import ADMIN_KEY, CLIENT_KEY, running_gateway
 
 SCHEMATHESIS = Path(sys.executable).with_name("st")
 DOCUMENTS = {"/openapi.json": CLIENT_KEY, "/admin/v1/openapi.json": ADMIN_KEY}
-EXAMPLES = 30  # for each operation and phase
+EXAMPLES = 15  # for each operation and phase
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ async def assert_held(main: MainDatabase, *outboxes: SQLiteOutbox) -> None:
     assert sums == summed(there)
 
 
-@repeated(20, 100)
+@repeated(10, 100)
 @pytest.mark.timeout(1800)
 async def test_rows_arrive_once_whichever_side_is_killed_and_however_often_they_are_sent(
     program: Shippers, postgres: Server, tmp_path: Path, repetitions: int

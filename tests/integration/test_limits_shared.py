@@ -98,7 +98,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
 ALONE, AGAIN = "limits are counted in this process alone", "limits are shared again"
 
 
-@repeated(quick=2, long=20)
+@repeated(quick=1, long=20)
 async def test_four_gateways_admit_exactly_as_many_as_one_would(tmp_path: Path, repetitions: int) -> None:
     request = len(json.dumps(body(max_tokens=5)).encode()) // 4 + 5
     keys = {
