@@ -7,6 +7,7 @@ once as a whole, where uvicorn looks at each name and each value.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Self, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
@@ -49,21 +50,16 @@ class Cycle(RequestResponseCycle):
             self._head = b""
         self.transport.close()
 
-    def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+    def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
         if self.response_started:
             raise RuntimeError("an answer was begun twice")
-        self.response_started = True
-        self.waiting_for_100_continue = False
-        lines = [b"%b: %b\r\n" % (name, value) for name, value in headers]
         known = dict(headers)
+        lines = [b"%b: %b\r\n" % header for header in headers]
         length = known.get(b"content-length")
-        self.chunked_encoding = length is None and status not in _BODILESS and self.scope["method"] != "HEAD"
-        if length is not None:
-            self.expected_content_length = int(length)
-        if self.chunked_encoding:
+        chunked = length is None and status not in _BODILESS and self.scope["method"] != "HEAD"
+        if chunked:
             lines.append(b"transfer-encoding: chunked\r\n")
-        closes = b"close" in known.get(b"connection", b"").lower()
-        if closes:
+        if b"close" in known.get(b"connection", b"").lower():
             self.keep_alive = False
         elif not self.keep_alive:
             lines.append(b"connection: close\r\n")
@@ -71,6 +67,10 @@ class Cycle(RequestResponseCycle):
         if not head.count(b"\n") == head.count(b"\r") == len(lines) or len(head.translate(None, _CONTROL)) < len(head):
             raise RuntimeError("a header of an answer holds a line break or another control character")
         self._head = b"%b%b\r\n" % (STATUS_LINE[status], head)
+        self.expected_content_length = 0 if length is None else int(length)
+        self.chunked_encoding = chunked
+        self.waiting_for_100_continue = False
+        self.response_started = True
 
     def _go_on(self, body: bytes, more: bool) -> None:
         if not self.response_started or self.response_complete:
