@@ -20,8 +20,10 @@ _BODILESS = (204, 304)
 class Cycle(RequestResponseCycle):
     """One request and its answer, from the moment that the application may answer.
 
-    What the application sends is an ASGI message; names of headers are lower-case, and no `transfer-encoding` is among
-    them (https://asgi.readthedocs.io/en/latest/specs/www.html).  What breaks that raises RuntimeError.
+    What the application sends is an ASGI message (https://asgi.readthedocs.io/en/latest/specs/www.html).  Names of
+    headers are lower-case tokens, `content-length` and `connection` stand once, and `transfer-encoding` is ours.
+    Raises RuntimeError for an answer that cannot be: while nothing has left, which is what `response_started` says, the
+    client is told of an internal error then.
     """
 
     _head = b""  # waits
@@ -40,21 +42,27 @@ class Cycle(RequestResponseCycle):
             return
         if message["type"] == "http.response.start":
             self._start(message["status"], message.get("headers", ()))
-        else:
+        elif message["type"] == "http.response.body":
             self._go_on(message.get("body", b""), message.get("more_body", False))
+        else:
+            raise RuntimeError(f"there is no message {message['type']}")
+
+    async def send_500_response(self) -> None:
+        """In place of what waits."""
+        self._head = b""
+        await super().send_500_response()
 
     def close(self) -> None:
         """Sends what waits, and closes the connection."""
         if self._head and not self.transport.is_closing():
-            self.transport.write(self._head)
-            self._head = b""
+            self._write(b"")
         self.transport.close()
 
     def _start(self, status: int, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        if self.response_started:
+        if self._head or self.response_started:
             raise RuntimeError("an answer was begun twice")
         known = dict(headers)
-        lines = [b"%b: %b\r\n" % header for header in headers]
+        lines = [b"%b: %b\r\n" % (name, value) for name, value in headers]
         length = known.get(b"content-length")
         chunked = length is None and status not in _BODILESS and self.scope["method"] != "HEAD"
         if chunked:
@@ -70,10 +78,9 @@ class Cycle(RequestResponseCycle):
         self.expected_content_length = 0 if length is None else int(length)
         self.chunked_encoding = chunked
         self.waiting_for_100_continue = False
-        self.response_started = True
 
     def _go_on(self, body: bytes, more: bool) -> None:
-        if not self.response_started or self.response_complete:
+        if not (self._head or self.response_started) or self.response_complete:
             raise RuntimeError("a body outside of its answer")
         if self.scope["method"] == "HEAD":
             self.expected_content_length = 0
@@ -86,13 +93,17 @@ class Cycle(RequestResponseCycle):
             self.expected_content_length -= len(body)
             if self.expected_content_length < 0 or not (more or self.expected_content_length == 0):
                 raise RuntimeError("an answer is not as long as its content-length")
-        if self._head:
-            body, self._head = self._head + body, b""
-        if body:
-            self.transport.write(body)
+        self._write(body)
         if not more:
             self.response_complete = True
             self.message_event.set()
             if not self.keep_alive:
                 self.transport.close()
             self.on_response()
+
+    def _write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+            self.response_started = True
+        if data:
+            self.transport.write(data)

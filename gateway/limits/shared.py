@@ -95,13 +95,15 @@ class SharedMeters:
 
     def release(self, grant: Grant, tokens: int, micros: int) -> None:
         """As `Meters`."""
+        if grant.over:
+            return
         self._held.pop(grant.lease, None)
         if self._link.up:
             with contextlib.suppress(Unreachable):
                 self._link.post(_release(grant, tokens, micros, self._time()), lambda: self._unsure(grant))
                 grant.over = True
                 return
-        for _, _, in_tokens, meter in () if grant.over else grant.bill.budgets:
+        for _, _, in_tokens, meter in grant.bill.budgets:
             self._owed[meter] += tokens if in_tokens else micros
         self._ended(grant)
         self._counts.give_back(grant, tokens, micros, monotonic())
@@ -161,7 +163,7 @@ class SharedMeters:
         while True:
             arguments: list[str | int] = ["acquire", self._time(), lease]
             for index, meter in enumerate(bill.meters):
-                amount = amount_of(meter, tokens, micros)
+                amount = _amount_of(meter, tokens, micros)
                 arguments += (CODES[meter.unit], meter.limit, amount, seeds.get(index, ""))
             answer = await self._link.call((keys, arguments), late)
             if answer[0] == UNKNOWN:
@@ -177,7 +179,7 @@ class SharedMeters:
         while True:
             arguments: list[str | int] = ["top_up", self._time(), grant.lease]
             for index, meter in enumerate(meters):
-                arguments += (meter.limit, amount_of(meter, tokens, micros), seeds.get(index, ""))
+                arguments += (meter.limit, _amount_of(meter, tokens, micros), seeds.get(index, ""))
             answer = await self._link.call(([key_of(meter) for meter in meters], arguments))
             if answer[0] == UNKNOWN:
                 seeds = await self._seeds(meters, answer)
@@ -210,7 +212,7 @@ class SharedMeters:
         held: dict[Meter, list[str | int]] = defaultdict(list)
         for lease, grant in self._held.items():
             for meter in _leased(grant.bill):
-                held[meter] += (lease, amount_of(meter, grant.tokens, grant.micros))
+                held[meter] += (lease, _amount_of(meter, grant.tokens, grant.micros))
         for meter, leases in held.items():
             for start in range(0, len(leases), 2 * _CHUNK):
                 part = leases[start : start + 2 * _CHUNK]
@@ -264,7 +266,7 @@ class SharedMeters:
         for meter in meters:
             spent = await spent_of(self._ledger, meter)
             held = (
-                amount_of(meter, grant.tokens, grant.micros)
+                _amount_of(meter, grant.tokens, grant.micros)
                 for grant in self._held.values()
                 for name, *_ in grant.bill.budgets
                 if name == meter.name
@@ -283,7 +285,7 @@ class SharedMeters:
         return f"{self._name}:{self._leases}"
 
 
-def amount_of(meter: Meter, tokens: int, micros: int) -> int:
+def _amount_of(meter: Meter, tokens: int, micros: int) -> int:
     """What of a request is charged on a meter."""
     if meter.unit in IN_TOKENS:
         return tokens
@@ -302,11 +304,11 @@ def _release(grant: Grant, tokens: int, micros: int, now: str | int) -> Call:
         if in_tokens:
             keys.append(key_of(meter))
             # Of a grant that this process made alone Valkey knows nothing that it could give back.
-            change = tokens - min(grant.charged, limit if grant.shared else -(-limit // grant.share))
+            change = tokens - min(grant.charged, -(-limit // grant.share))
             arguments += ("t", limit, change if grant.shared else max(0, change), level, grant.at)
     for meter in _leased(grant.bill):
         keys.append(key_of(meter))
-        arguments += (CODES[meter.unit], meter.limit, amount_of(meter, tokens, micros), 0, 0)
+        arguments += (CODES[meter.unit], meter.limit, _amount_of(meter, tokens, micros), 0, 0)
     return keys, arguments
 
 

@@ -235,17 +235,15 @@ def test_whatever_vllm_refuses_or_serves_wrongly_is_refused_and_nothing_else_but
         if not agree(found, verdict := measured.bench.check(measured.folders[name]))
     ]
     assert not disagreements, "\n".join(disagreements)
+    engines = [found.engine for found in measured.found.values()]
+    each = 40 if len(measured.cases) == len(ASKED) else 5
+    assert min(engines.count(kind) for kind in ("serves", "refuses", "misserves")) >= each
 
 
 def agree(found: Found, verdict: Verdict) -> bool:
     if verdict.ok:
         return found.engine == "serves"
     return found.engine != "serves" or bool({finding.code for finding in verdict.errors} & STRICT)
-
-
-def test_the_corpus_has_many_of_each_kind() -> None:
-    engines = [case.engine for case in ASKED]
-    assert min(engines.count(kind) for kind in ("serves", "refuses", "misserves")) >= 30
 
 
 @pytest.mark.soak
