@@ -49,7 +49,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class _Bill(Bill):
-    """`shown`: of each unit of rates, their places in the bill and the names of their headers."""
+    """`shown`: of each unit of rates, their places in the bill with their limits, and the names of their headers."""
 
     __slots__ = ("in_money", "shown")
 
@@ -57,9 +57,9 @@ class _Bill(Bill):
         super().__init__(meters)
         self.in_money = any(not in_tokens for _, _, in_tokens, _ in self.budgets)
         self.shown = tuple(
-            (places, _HEADERS[unit])
+            (rates, _HEADERS[unit])
             for unit in RATES
-            if (places := tuple(place for place, (*_, meter) in enumerate(self.rates) if meter.unit is unit))
+            if (rates := tuple((place, m.limit) for place, (*_, m) in enumerate(self.rates) if m.unit is unit))
         )
 
 
@@ -109,8 +109,8 @@ class Permit:
         if grant is None or bill is None:
             return []
         headers: Headers = []
-        for places, names in bill.shown:
-            limit, remaining, reset = grant.standing(places)
+        for rates, names in bill.shown:
+            limit, remaining, reset = grant.standing(rates)
             headers += ((names[0], b"%d" % limit), (names[1], b"%d" % remaining), (names[2], _span(reset)))
         return headers
 

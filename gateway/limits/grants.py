@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -73,20 +74,17 @@ class Grant:
         self.shared = shared
         self.over = False
 
-    def standing(self, places: tuple[int, ...]) -> Standing:
-        """The tightest of the rates at these places in the bill, as the grant has left it."""
-        levels, rates, share = self.levels, self.bill.rates, self.share
-        limit, left, reset = 0, None, 0
-        for place in places:
-            level, its = levels[place], rates[place][1]
+    def standing(self, rates: tuple[tuple[int, int], ...]) -> Standing:
+        """The tightest of these rates, each a place in the bill's and its limit, as the grant has left it."""
+        levels, share = self.levels, self.share
+        limit, left, fullest = 0, sys.maxsize, 0
+        for place, its in rates:
             if share != 1:
                 its = -(-its // share)
-            its_left = its - -(-level // MINUTE)
-            if left is None or its_left < left:
-                limit, left, reset = its, its_left, -(-level // its)
-        if left is None:
-            raise ValueError("no place was given")
-        return Standing(limit, left, reset)
+            level = levels[place]
+            if (its_left := its + -level // MINUTE) < left:  # what has begun to drain is not there yet
+                limit, left, fullest = its, its_left, level
+        return Standing(limit, left, -(-fullest // limit))
 
 
 @dataclass(frozen=True, slots=True)

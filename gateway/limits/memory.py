@@ -74,13 +74,12 @@ class Counts:
         self, bill: Bill, tokens: int, micros: int, now: int, share: int = 1
     ) -> Grant | Denied | tuple[Meter, ...]:
         """Takes all charges of a bill or none; or says which meters it must know more of (`seed`) before it can tell.
+        It takes as it goes, and undoes that where one meter says no: nobody sees what is between.
 
         `share`: of how many processes this one is; each grants its part of a limit, rounded up.  A charge on a rate
         that is more than a minute's worth counts as just that.
         """
-        rates: list[tuple[_Rate, int]] = []
         levels: list[int] = []
-        purses: list[tuple[_Purse, int]] = []
         denied: Denied | None = None
         unknown: tuple[Meter, ...] = ()
         fresh = False
@@ -91,17 +90,18 @@ class Counts:
             if rate is None:
                 rate = self._rates[name] = _Rate(now, limit)
                 fresh = True
-            amount = tokens if in_tokens else 1
-            level = (limit if amount > limit else amount) * MINUTE
+            level = (limit if tokens > limit else tokens) * MINUTE if in_tokens else MINUTE
             if rate.level and (left := rate.level - (now - rate.at) * limit) > 0:
                 level += left
-            if level > limit * MINUTE or limit < 1:
-                denied = _worst(denied, _rate_denied(meter, limit, amount, level))
+            if level > limit * MINUTE:
+                denied = _worst(denied, _rate_denied(meter, limit, tokens if in_tokens else 1, level))
+            rate.level = level
+            rate.at = now
+            rate.limit = limit
             levels.append(level)
-            rates.append((rate, limit))
-        held = self._held
         for name, limit, _, meter in bill.places:
-            if held.get(name, 0) >= (limit if share == 1 else -(-limit // share)):
+            self._held[name] = held = self._held.get(name, 0) + 1
+            if held > (limit if share == 1 else -(-limit // share)):
                 denied = _worst(denied, Denied(meter, 0, _BUSY, 0.0))
         for name, limit, in_tokens, meter in bill.budgets:
             purse = self._purses.get(name)
@@ -111,20 +111,34 @@ class Counts:
             amount = tokens if in_tokens else micros
             if amount > (room := purse.room(limit, share)):
                 denied = _worst(denied, Denied(meter, max(0, room), None, 0.0, purse.spent))
-            purses.append((purse, amount))
-        if denied is not None or unknown:
-            self._forget(self._rates, now)
-            return unknown or denied or ()
-        for (rate, limit), level in zip(rates, levels, strict=True):
-            rate.level, rate.at, rate.limit = level, now, limit
-        for name, _, _, _ in bill.places:
-            held[name] = held.get(name, 0) + 1
-        for purse, amount in purses:
             purse.reserved += amount
             purse.at = now
+        if denied is not None or unknown:
+            self._undo(bill, tokens, micros, share)
+            self._forget(self._rates, now)
+            return unknown or denied or ()
         if fresh:
             self._forget(self._rates, now)
         return Grant(bill, tokens, micros, levels, now, share)
+
+    def _undo(self, bill: Bill, tokens: int, micros: int, share: int) -> None:
+        """All that was taken in this moment is there again."""
+        for name, limit, in_tokens, _ in bill.rates:
+            amount = min(tokens, -(-limit // share)) if in_tokens else 1
+            self._rates[name].level -= amount * MINUTE
+        self._leave(bill)
+        for name, _, in_tokens, _ in bill.budgets:
+            if (purse := self._purses.get(name)) is not None:
+                purse.reserved -= tokens if in_tokens else micros
+
+    def _leave(self, bill: Bill) -> None:
+        """Gives places back."""
+        for name, _, _, _ in bill.places:
+            held = self._held.get(name, 0)
+            if held > 1:
+                self._held[name] = held - 1
+            elif held:
+                del self._held[name]
 
     def seed(self, meter: Meter, spent: int, now: int, reserved: int = 0) -> None:
         """What is spent of a budget that nobody counted so far; without effect on one that somebody counts."""
@@ -165,12 +179,7 @@ class Counts:
             for (name, limit, in_tokens, _), mark in zip(bill.rates, grant.levels, strict=True):
                 if in_tokens:
                     self._correct(grant, name, limit, mark, tokens, now)
-        for name, _, _, _ in bill.places:
-            held = self._held.get(name, 0)
-            if held > 1:
-                self._held[name] = held - 1
-            elif held:
-                del self._held[name]
+        self._leave(bill)
         for name, _, in_tokens, _ in bill.budgets:
             purse = self._purses.get(name)
             if purse is not None:

@@ -401,7 +401,7 @@ async def test_whoever_leaves_while_asking_takes_nobodys_answer_and_leaves_nothi
                 for limit, each in zip(limits, await asyncio.gather(*asked, return_exceptions=True), strict=True):
                     if not isinstance(each, asyncio.CancelledError):
                         assert isinstance(each, Grant)
-                        standing = each.standing((0,))
+                        standing = each.standing(((0, limit),))
                         assert standing.limit == limit
                         assert 0 <= standing.remaining < limit
                         one.release(each, 0, 0)

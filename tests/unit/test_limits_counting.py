@@ -148,7 +148,7 @@ def test_no_amount_makes_a_meter_negative_or_overflow(amounts: list[int], used: 
             assert answer.retry_after is None or 0 < answer.retry_after <= 3600
         else:
             for place in (0, 1):
-                standing = answer.standing((place,))
+                standing = answer.standing(((place, limit),))
                 assert 0 <= standing.remaining <= limit
             counts.give_back(answer, used, used, now)
 
@@ -227,7 +227,7 @@ async def test_valkey_and_memory_decide_the_same(server: Valkey, steps: list[tup
     shared = SharedMeters(Secret(server.url), Book(5, 50), timeout=LATE, now=lambda: now)
     memory = MemoryMeters(Book(5, 50), lambda: now)
     bill = Bill(_SMALL[part] for part in sorted(parts))
-    rates = tuple(range(len(bill.rates)))
+    rates = tuple((place, limit) for place, (_, limit, *_) in enumerate(bill.rates))
     held: list[tuple[Grant, Grant]] = []
     await shared.start()
     try:
