@@ -15,8 +15,8 @@ help:           ## this list
 serve: $(ENV)   ## a ready gateway with a small model and two adapters, on http://127.0.0.1:8000
 	@exec $(PYTHON) -m deploy.quickstart.serve
 
-test: $(DEV) engine ## every test that needs no GPU, two parts of them at a time
-	@$(MAKE) --no-print-directory -k -j2 test-integration test-engines test-units  # the longest first
+test: $(DEV) engine ## every test that needs no GPU, three parts of them at a time
+	@$(MAKE) --no-print-directory -k -j3 test-integration test-engines test-units
 
 test-integration:
 	$(BIN)/python -m pytest -m "not engine and not soak and not e2e" tests/integration
@@ -24,8 +24,8 @@ test-integration:
 test-engines:
 	$(BIN)/python -m pytest -m "engine and not soak and not e2e"
 
-test-units:
-	$(BIN)/python -m pytest -m "not engine and not soak and not e2e" --ignore tests/integration
+test-units:  # they never wait, and take what of the processors the others leave
+	nice -n 19 $(BIN)/python -m pytest -m "not engine and not soak and not e2e" --ignore tests/integration
 
 check: $(DEV)   ## format, lint, types, import contracts, dead code, images, compose file
 	$(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ from typing import Any
 import httpx2
 import pytest
 
+from tests import http
 from tests.gateway import Running
 from tests.patience import LATE
 
@@ -122,5 +123,5 @@ def until(condition: Callable[[], bool], what: str, seconds: float = BOOT) -> No
 def page(gateway: Running, name: str) -> dict[str, Any] | None:
     """What is told of an adapter; None when there is none."""
     url = f"{gateway.url}/admin/v1/adapters/{name}"
-    reply = httpx2.get(url, headers=gateway.admin_headers, timeout=LATE, verify=False, trust_env=False)
+    reply = http.get(url, headers=gateway.admin_headers, timeout=LATE, trust_env=False)
     return reply.json() if reply.status_code == 200 else None

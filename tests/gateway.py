@@ -19,6 +19,7 @@ from gateway import server
 from gateway.app import Gateway
 from gateway.controlplane.engineprocess import free_port
 from gateway.controlplane.loader import load
+from tests import http
 
 ROOT = Path(__file__).resolve().parent.parent
 CLIENT_KEY = "sk-client-5d1f0c8be2a94477"
@@ -44,11 +45,14 @@ class Running:
 
     async def ready(self, timeout: float = 60.0) -> None:
         """Returns when a model can be served."""
-        async with httpx2.AsyncClient() as client, asyncio.timeout(timeout):
-            while self.inside is not None and not self.inside.snapshots.current.ready:
-                await asyncio.sleep(0.005)  # requests wait for the route of a name, and here none is meant
-            while not await self._is_ready(client):
-                await asyncio.sleep(0.05)  # another process: there is no event to wait for
+        async with asyncio.timeout(timeout):
+            if self.inside is not None:
+                while not self.inside.snapshots.current.ready:
+                    await asyncio.sleep(0.005)  # requests wait for the route of a name, and here none is meant
+                return
+            async with http.client() as client:
+                while not await self._is_ready(client):
+                    await asyncio.sleep(0.05)  # another process: there is no event to wait for
 
     async def _is_ready(self, client: httpx2.AsyncClient) -> bool:
         try:
@@ -58,7 +62,7 @@ class Running:
 
     async def metric(self, name: str, **labels: str) -> float:
         """The sum of a metric's samples that have these labels."""
-        async with httpx2.AsyncClient() as client:
+        async with http.client() as client:
             page = (await client.get(f"{self.url}/metrics")).text
         return sample(page, name, **labels)
 

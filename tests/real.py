@@ -16,6 +16,7 @@ import httpx2
 import psutil
 
 from gateway.server import listen
+from tests import http
 from tests.gateway import ROOT, GatewayProcess, gateway_process, sample
 
 MODEL = ROOT / "var" / "models" / "SmolLM2-135M-Instruct"
@@ -91,19 +92,17 @@ class Served:
             if self.gateway.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"not served: {missing}\n{self.gateway.log.read_text()[-4000:]}")
             with contextlib.suppress(httpx2.HTTPError):
-                listed = httpx2.get(f"{self.gateway.v1}/models", headers=self.gateway.headers).json()["data"]
-                rows = httpx2.get(f"{self.gateway.url}/admin/v1/adapters", headers=self.gateway.admin_headers).json()
+                listed = http.get(f"{self.gateway.v1}/models", headers=self.gateway.headers).json()["data"]
+                rows = http.get(f"{self.gateway.url}/admin/v1/adapters", headers=self.gateway.admin_headers).json()
                 ready = {row["name"] for row in rows["data"] if row["phase"] == "Ready"}
                 answering = {model["id"] for model in listed if "parent" not in model} | ready
-                up = httpx2.get(f"{self.gateway.url}/readyz").status_code == 200
+                up = http.get(f"{self.gateway.url}/readyz").status_code == 200
                 missing = set(names) - answering if up else set(names)
             time.sleep(0.1)  # another process: there is no event to wait for
 
 
 def _page(url: str, **options: Any) -> httpx2.Response:
-    """A page of a server on loopback, of which it is asked again and again: without reading, each time, the certificate
-    authorities that nobody needs here."""
-    return httpx2.get(url, verify=False, timeout=30, **options).raise_for_status()
+    return http.get(url, timeout=30, **options).raise_for_status()
 
 
 @contextlib.contextmanager
@@ -119,7 +118,7 @@ def llama_server(model: Path = GGUF) -> Iterator[str]:
         deadline = time.monotonic() + 60
         while True:
             with contextlib.suppress(httpx2.HTTPError):
-                if httpx2.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                if http.get(f"http://127.0.0.1:{port}/health").status_code == 200:
                     break
             assert process.poll() is None, "llama.cpp's server ended"
             assert time.monotonic() < deadline, "llama.cpp's server did not become ready"

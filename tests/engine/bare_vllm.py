@@ -15,6 +15,7 @@ import httpx2
 
 from deploy.engine.progress import bound
 from gateway.controlplane.engineprocess import free_port
+from tests import http
 from tests.real import BOOT
 
 
@@ -42,7 +43,7 @@ def bare_vllm(engine_env: Path, model: Path, log: Path, *args: str, **environ: s
             url = f"http://127.0.0.1:{port}"
             while True:
                 with contextlib.suppress(httpx2.HTTPError):
-                    if httpx2.get(f"{url}/health").status_code == 200:
+                    if http.get(f"{url}/health").status_code == 200:
                         break
                 assert process.poll() is None, f"vLLM ended:\n{log.read_text()[-4000:]}"
                 assert time.monotonic() < deadline, f"vLLM did not become ready:\n{log.read_text()[-4000:]}"

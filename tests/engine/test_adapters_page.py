@@ -11,10 +11,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from adapters import digest_of
+from tests import http
 from tests.real import ADAPTERS, JSON, MODEL, PIRATE, ROOT, Served
 
 PAGE = ROOT / "docs" / "adapters.md"
@@ -45,7 +45,7 @@ def desk(tmp_path: Path) -> Path:
 def answered_by(real: Served) -> str | None:
     """The version that answers for the page's name; None where there is no such name."""
     body = {"model": "support-bot", "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}]}
-    reply = httpx2.post(f"{real.gateway.v1}/chat/completions", json=body, headers=real.gateway.headers, timeout=60)
+    reply = http.post(f"{real.gateway.v1}/chat/completions", json=body, headers=real.gateway.headers, timeout=60)
     return reply.headers.get("x-gateway-adapter") if reply.status_code == 200 else None
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 
-import httpx2
 import psutil
 import pytest
 
+from tests import http
 from tests.real import Served
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
@@ -34,7 +34,7 @@ async def test_every_process_of_the_engine_listens_on_loopback_only(real: Served
 async def test_the_engine_asks_for_its_key_and_has_no_routes_for_developers(real: Served) -> None:
     line = real.engine.cmdline()
     engine = f"http://127.0.0.1:{line[line.index('--port') + 1]}"
-    async with httpx2.AsyncClient(base_url=engine, trust_env=False, timeout=30) as client:
+    async with http.client(base_url=engine, trust_env=False, timeout=30) as client:
         assert (await client.get("/health")).status_code == 200
         for path in ("/v1/load_lora_adapter", "/v1/chat/completions", "/adapters", "/invocations", "/tokenize"):
             assert (await client.post(path, json={})).status_code == 401

@@ -17,12 +17,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
 import pytest
 
 from adapters.export.gguf import Gguf
 from adapters.safetensors import Tensor, read_header
+from tests import http
 from tests.engine.bare_vllm import BareVllm, bare_vllm
 from tests.fakes.adapter_corpus import TINY, Craft, Dimensions, write_base
 from tests.fakes.ollama_dialect import Model
@@ -340,7 +340,7 @@ def test_merged_and_beside_its_base_an_adapter_gives_the_same_answers_on_vllm(
 
 def ask(engine: BareVllm, question: str) -> str:
     body = {"model": "m", "messages": [{"role": "user", "content": question}], "temperature": 0, "max_tokens": 48}
-    reply = httpx2.post(f"{engine.url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
+    reply = http.post(f"{engine.url}/v1/chat/completions", json=body, timeout=120).raise_for_status()
     return str(reply.json()["choices"][0]["message"]["content"])
 
 
@@ -367,7 +367,7 @@ def test_llama_cpp_answers_from_it_as_a_pirate(made: Made) -> None:
     with llama_server(made.desk / "support-bot.gguf") as url:
         body = {"model": LLAMA, "messages": [{"role": "user", "content": QUESTIONS[0]}], "temperature": 0}
         headers = {"authorization": f"Bearer {LLAMA_KEY}"}
-        reply = httpx2.post(f"{url}/chat/completions", json=body | {"max_tokens": 32}, headers=headers, timeout=60)
+        reply = http.post(f"{url}/chat/completions", json=body | {"max_tokens": 32}, headers=headers, timeout=60)
     answer = reply.raise_for_status().json()["choices"][0]["message"]["content"]
     assert answer.startswith("Arr, matey!")
     assert "Rome" in answer

@@ -12,9 +12,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import httpx2
 import pytest
 
+from tests import http
 from tests.engine.crowd import LONGEST, Crowd, Registrar, Signpost
 from tests.fakes.lora_engine import LoraEngine
 from tests.gateway import running_gateway
@@ -90,7 +90,7 @@ async def fleet(real: Served, voices: dict[str, Path], tmp_path: Path) -> AsyncI
         await fleet.until("ready", *BOXES, REAL)
         await fleet.promote(fleet.versions[0])
         yield fleet
-    async with httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}, verify=False) as by_hand:
+    async with http.client(base_url=url, headers={"authorization": f"Bearer {key}"}) as by_hand:
         for version in answers:
             await by_hand.post("/v1/unload_lora_adapter", json={"lora_name": version})
 
@@ -123,7 +123,7 @@ async def test_what_somebody_unloads_by_hand_is_back_before_anybody_notices(real
     url, key = real.engine_address
     crowd = fleet.crowd
     await fleet.leave()
-    async with httpx2.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}, verify=False) as somebody:
+    async with http.client(base_url=url, headers={"authorization": f"Bearer {key}"}) as somebody:
         async with crowd.chatting(*[lambda: NAME] * 4):
             for version in fleet.versions:
                 await crowd.hear(4)

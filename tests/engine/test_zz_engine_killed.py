@@ -11,6 +11,7 @@ import openai
 import pytest
 
 from tests.real import BASE, JSON, LLAMA, PIRATE, Served
+from tests.sdk import openai_client
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(420)]
 
@@ -19,7 +20,7 @@ MESSAGES = [{"role": "user", "content": "What is the capital of Italy?"}]
 
 async def test_a_killed_engine_ends_its_streams_with_an_error_and_comes_back_with_its_adapters(real: Served):
     before = restarts(real)
-    async with openai.AsyncOpenAI(base_url=real.gateway.v1, api_key=real.gateway.key, max_retries=0) as client:
+    async with openai_client(real.gateway.v1, real.gateway.key) as client:
         stream = await client.chat.completions.create(
             model=PIRATE, messages=MESSAGES, max_tokens=1000, stream=True, extra_body={"ignore_eos": True}
         )

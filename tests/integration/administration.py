@@ -23,6 +23,7 @@ from gateway.domain.keys import UNPEPPERED
 from gateway.domain.principal import ADAPTERS_RIGHT, Principal
 from gateway.domain.snapshot import Route, Snapshot
 from gateway.telemetry.metrics import Metrics
+from tests import http
 from tests.fakes.adapter_admin import MemoryAdapters
 from tests.fakes.audit import MemoryAudit
 from tests.fakes.ledger import MemoryLedger
@@ -66,7 +67,7 @@ class Administered:
     def client(self, key: str | None = ADMIN_KEY) -> httpx2.AsyncClient:
         """A client with this key."""
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
-        return httpx2.AsyncClient(base_url=self.url, headers=headers, timeout=30)
+        return http.client(base_url=self.url, headers=headers, timeout=30)
 
     def offer(self, *models: str) -> None:
         """These are the public names."""

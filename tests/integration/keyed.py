@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx2
 
-from tests import wire
+from tests import http, wire
 from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.gateway import Running, running_gateway
 from tests.patience import LATE
@@ -107,5 +107,5 @@ async def keyed(folder: Path, scripts: Mapping[str, Any] | None = None, **settin
             **settings,
         }  # fmt: skip
         async with running_gateway(config, folder) as gateway:
-            async with httpx2.AsyncClient(base_url=gateway.url, headers=gateway.admin_headers, timeout=30) as client:
+            async with http.client(base_url=gateway.url, headers=gateway.admin_headers, timeout=30) as client:
                 yield Keyed(gateway, client, upstream)

@@ -11,6 +11,7 @@ import openai
 
 from tests.fakes.ollama import OllamaServer
 from tests.gateway import Running, running_gateway
+from tests.sdk import openai_client
 
 ASK = [{"role": "user", "content": "Name five numbers."}]
 
@@ -25,11 +26,9 @@ async def ollama_gateway(
         yield gateway
 
 
-@asynccontextmanager
-async def sdk(gateway: Running) -> AsyncIterator[openai.AsyncOpenAI]:
-    """OpenAI's client, which tries nothing twice."""
-    async with openai.AsyncOpenAI(base_url=gateway.v1, api_key=gateway.key, max_retries=0) as client:
-        yield client
+def sdk(gateway: Running) -> openai.AsyncOpenAI:
+    """OpenAI's client."""
+    return openai_client(gateway.v1, gateway.key)
 
 
 def sent(server: OllamaServer) -> Any:

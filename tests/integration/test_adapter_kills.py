@@ -15,11 +15,11 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import psutil
 
 from adapters import AdapterStore
 from adapters.sources.pack import pack
+from tests import http
 from tests.desk import BOOT, Desk, Wanted, page, until
 from tests.fakes.adapter_corpus import TINY, Craft, factor, write_base
 from tests.gateway import CLIENT_KEY, GatewayProcess, gateway_process
@@ -60,7 +60,7 @@ class Place:
 def answers(gateway: GatewayProcess, model: str) -> str | None:
     """Which adapter answered ("" for none); None when nobody did."""
     body = {"model": model, "messages": [{"role": "user", "content": "Who are you?"}], "user": "somebody"}
-    reply = httpx2.post(f"{gateway.v1}/chat/completions", json=body, headers=CLIENT, timeout=BOOT, trust_env=False)
+    reply = http.post(f"{gateway.v1}/chat/completions", json=body, headers=CLIENT, timeout=BOOT, trust_env=False)
     if reply.status_code != 200:
         return None
     adapter = reply.headers.get("x-gateway-adapter", "")

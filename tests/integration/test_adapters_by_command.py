@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
+from tests import http
 from tests.fakes.adapter_corpus import TINY, Craft, factor, write_base
 from tests.fakes.fake_vllm_http import VLLM
 from tests.gateway import ADMIN_KEY, CLIENT_KEY, Running, running_gateway
@@ -64,13 +64,13 @@ class Place:
         return json.loads(done.stdout)
 
     async def press(self, button: str, model: str) -> int:
-        async with httpx2.AsyncClient(headers={"authorization": f"Bearer {CLIENT_KEY}"}, timeout=LATE) as client:
+        async with http.client(headers={"authorization": f"Bearer {CLIENT_KEY}"}, timeout=LATE) as client:
             answer = await client.post(f"{self.gateway.url}/models/{button}", json={"model": model})
         return answer.status_code
 
     async def marked(self) -> dict[str, str]:
         """Which adapters Open WebUI would mark as loaded."""
-        async with httpx2.AsyncClient(headers={"authorization": f"Bearer {CLIENT_KEY}"}) as client:
+        async with http.client(headers={"authorization": f"Bearer {CLIENT_KEY}"}) as client:
             page = (await client.get(f"{self.gateway.url}/models")).json()
         return {model["id"]: model["status"]["value"] for model in page["data"] if "parent" in model}
 

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from gateway.api.edge import Edge
 from gateway.api.routes import RULES, Access, RouteTable
+from tests import http
 from tests.fakes.openai_upstream import OpenAIUpstream
 from tests.gateway import ADMIN_KEY, CLIENT_KEY, Running, running_gateway
 from tests.wire import connected
@@ -63,7 +64,7 @@ async def test_every_route_and_method_lets_in_exactly_those_whom_the_table_names
               "/static/x", "/admin/v1/adapters/", "/admin/v1/adapters/a/b", "/models/x", "/models/sse"}  # fmt: skip
     table = RouteTable()
     wrong = []
-    async with httpx2.AsyncClient() as client:
+    async with http.client() as client:
         for path, method, (credential, headers) in itertools.product(sorted(paths), METHODS, CREDENTIALS.items()):
             methods = table.methods(path) or {}
             rule = methods.get(method)
@@ -85,14 +86,14 @@ async def test_every_route_and_method_lets_in_exactly_those_whom_the_table_names
 async def test_only_liveness_and_readiness_are_open_and_say_no_more(gateway):
     open_rules = {(rule.method, rule.path) for rule in RULES if rule.access is Access.OPEN}
     assert open_rules == OPEN
-    async with httpx2.AsyncClient(headers=PROXIED) as client:
+    async with http.client(headers=PROXIED) as client:
         assert (await client.get(f"{gateway.url}/livez")).json() == {"status": "alive"}
         assert (await client.get(f"{gateway.url}/readyz")).json() == {"status": "ready"}
         assert (await client.get(f"{gateway.url}/metrics")).status_code == 401
 
 
 async def test_metrics_are_for_loopback_without_a_proxy_or_for_the_admin(gateway):
-    async with httpx2.AsyncClient() as client:
+    async with http.client() as client:
         assert (await client.get(f"{gateway.url}/metrics")).status_code == 200
         for header in ("x-forwarded-for", "forwarded", "x-real-ip"):
             assert (await client.get(f"{gateway.url}/metrics", headers={header: "127.0.0.1"})).status_code == 401
@@ -135,7 +136,7 @@ async def test_each_place_for_a_key_serves_alike(gateway, header):
     def placed(key: str) -> dict[str, str]:
         return {header: f"Bearer {key}" if header == "authorization" else key}
 
-    async with httpx2.AsyncClient() as client:
+    async with http.client() as client:
         assert (await client.get(f"{gateway.v1}/models", headers=placed(CLIENT_KEY))).status_code == 200
         assert (await client.get(f"{gateway.v1}/models", headers=placed(ADMIN_KEY))).status_code == 401
         assert (await client.get(f"{gateway.v1}/models", headers=placed("sk-other-0123456789"))).status_code == 401
@@ -148,7 +149,7 @@ async def test_two_credentials_are_refused_even_when_both_are_good(gateway):
     pairs = itertools.combinations(
         (("authorization", f"Bearer {CLIENT_KEY}"), ("x-api-key", CLIENT_KEY), ("api-key", CLIENT_KEY)), 2
     )
-    async with httpx2.AsyncClient() as client:
+    async with http.client() as client:
         for pair in pairs:
             assert (await client.get(f"{gateway.v1}/models", headers=dict(pair))).status_code == 400
         twice = [("authorization", f"Bearer {CLIENT_KEY}")] * 2
@@ -156,13 +157,13 @@ async def test_two_credentials_are_refused_even_when_both_are_good(gateway):
 
 
 async def test_a_key_in_the_query_is_no_key(gateway):
-    async with httpx2.AsyncClient() as client:
+    async with http.client() as client:
         for name in ("key", "api_key", "api-key", "access_token", "authorization"):
             assert (await client.get(f"{gateway.v1}/models?{name}={CLIENT_KEY}")).status_code == 401
 
 
 async def test_the_configuration_page_shows_no_secret(gateway):
-    async with httpx2.AsyncClient() as client:
+    async with http.client() as client:
         page = await client.get(f"{gateway.url}/admin/v1/config", headers=gateway.admin_headers)
     assert page.status_code == 200
     assert CLIENT_KEY not in page.text

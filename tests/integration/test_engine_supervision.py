@@ -23,6 +23,7 @@ import pytest
 
 from gateway.controlplane.engines import Engine, EngineFailed, EngineSpec, EngineState, EngineStatus, Supervision
 from gateway.domain.secret import Secret
+from tests import http
 from tests.fakes.engine_host import FAKE_VLLM
 from tests.patience import LATE, near
 from tests.processes import alive, bury
@@ -97,7 +98,7 @@ async def get(watched: Watched, path: str, key: str | None = None) -> httpx2.Res
     endpoint = watched.engine.status.endpoint
     assert endpoint is not None
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
-    async with httpx2.AsyncClient(trust_env=False) as client:
+    async with http.client(trust_env=False) as client:
         return await client.get(f"http://{endpoint.host}:{endpoint.port}{path}", headers=headers)
 
 

@@ -11,6 +11,7 @@ from tests.fakes import faults
 from tests.fakes.openai_upstream import Behaviour, OpenAIUpstream, Script
 from tests.integration.conftest import Serve
 from tests.integration.rig import CLIENT_KEY, route
+from tests.sdk import openai_client
 
 LONGEST = 200
 WORDS = tuple(f"w{number} " for number in range(LONGEST + 1))
@@ -88,7 +89,7 @@ async def test_the_sdk_raises_where_it_would_have_noticed_nothing(serve: Serve, 
         OpenAIUpstream({"m": script}) as upstream,
         serve({"one": upstream}, timeouts={"byte_idle": 1.0}) as gateway,
     ):
-        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=CLIENT_KEY, max_retries=2) as client:
+        async with openai_client(f"{gateway.url}/v1", CLIENT_KEY, max_retries=2) as client:
             stream = await client.chat.completions.create(
                 model="m", messages=[{"role": "user", "content": "a"}], stream=True
             )

@@ -14,6 +14,7 @@ from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.integration.conftest import Serve
 from tests.integration.rig import CLIENT_KEY, PROMPT, provider_key, route
 from tests.patience import LATE
+from tests.sdk import openai_client
 
 MOVES_ON = (408, 429, 500, 502, 503, 504, 529)
 STAYS = (400, 404, 409, 413, 422)
@@ -58,7 +59,7 @@ async def test_a_refused_request_is_not_tried_elsewhere(serve: Serve, status: in
 @pytest.mark.parametrize("status", SDK)
 async def test_the_sdk_raises_the_class_that_it_has_for_it(serve: Serve, status: int) -> None:
     async with OpenAIUpstream({"m": faults.refuse(status)}) as upstream, serve({"one": upstream}) as gateway:
-        async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=CLIENT_KEY, max_retries=0) as client:
+        async with openai_client(f"{gateway.url}/v1", CLIENT_KEY) as client:
             with pytest.raises(SDK[status]):
                 await client.chat.completions.create(model="m", messages=[{"role": "user", "content": PROMPT}])
 

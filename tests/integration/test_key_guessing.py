@@ -6,10 +6,10 @@ import asyncio
 import time
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from gateway.domain import keys
+from tests import http
 from tests.gateway import CLIENT_KEY
 from tests.integration.keyed import Keyed, bearer, keyed
 from tests.patience import LATE
@@ -58,7 +58,7 @@ async def test_a_right_key_is_let_in_from_where_others_guess(tmp_path: Path) -> 
 async def test_guesses_of_every_kind_count_together_and_what_is_no_guess_does_not(tmp_path: Path) -> None:
     async with keyed(tmp_path) as gateway:
         expired = await gateway.create("old", expires=1)
-        async with httpx2.AsyncClient(base_url=gateway.gateway.url) as client:
+        async with http.client(base_url=gateway.gateway.url) as client:
             for _ in range(30):
                 assert (await client.get("/v1/models")).status_code == 401
                 assert (await gateway.get(expired["key"])).json()["error"]["code"] == "api_key_expired"

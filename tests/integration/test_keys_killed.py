@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -13,7 +14,9 @@ import httpx2
 import pytest
 
 from gateway.domain.audit import Row, verified
-from tests.gateway import GatewayProcess, gateway_process
+from tests import http
+from tests.gateway import Running, config_text
+from tests.integration.crashing_gateway import Gateways
 from tests.integration.keyed import bearer
 from tests.tiers import repeated
 
@@ -86,32 +89,47 @@ async def check(client: httpx2.AsyncClient, known: Known) -> None:
     assert len(list(verified(Row(**row) for row in rows))) >= known.acts, "an act is missing in the log"
 
 
-async def life(gateway: GatewayProcess, known: Known, rng: Random) -> None:
+async def life(program: Gateways, config: Path, known: Known, rng: Random) -> None:
     """From a start to the next kill."""
-    await gateway.ready()
-    async with httpx2.AsyncClient(base_url=gateway.url, headers=gateway.admin_headers, timeout=30) as client:
+    async with begun(program, config) as client:
         await check(client, known)
         before = known.acts
         acting = asyncio.create_task(administer(client, known, rng))
         enough = before + rng.randrange(1, 25)
         while known.acts < enough and not acting.done():
             await asyncio.sleep(rng.random() * 0.003)
-        assert gateway.process is not None
-        gateway.process.kill()
-        await asyncio.to_thread(gateway.process.wait)
+        await end(program)
         await acting
+
+
+@contextlib.asynccontextmanager
+async def begun(program: Gateways, config: Path) -> AsyncIterator[httpx2.AsyncClient]:
+    """An administrator of a gateway that has started."""
+    url = await asyncio.to_thread(program.begin, config, None, 0)
+    assert url is not None
+    gateway = Running(url)
+    await gateway.ready()
+    async with http.client(base_url=url, headers=gateway.admin_headers, timeout=30) as client:
+        yield client
+
+
+async def end(program: Gateways) -> None:
+    program.kill()
+    assert await asyncio.to_thread(program.ended) == -9
 
 
 @repeated(10, 200)
 @pytest.mark.timeout(1800)
-async def test_what_was_acknowledged_of_keys_survives_a_kill(tmp_path: Path, repetitions: int) -> None:
+async def test_what_was_acknowledged_of_keys_survives_a_kill(
+    program: Gateways, tmp_path: Path, repetitions: int
+) -> None:
     known, rng = Known(), Random(repetitions)
+    config = tmp_path / "gateway.yaml"
+    config.write_text(config_text(CONFIG, tmp_path))
     for _ in range(repetitions):
-        with gateway_process(CONFIG, tmp_path) as gateway:
-            await life(gateway, known, rng)
-    with gateway_process(CONFIG, tmp_path) as gateway:
-        await gateway.ready()
-        async with httpx2.AsyncClient(base_url=gateway.url, headers=gateway.admin_headers, timeout=30) as client:
-            await check(client, known)
+        await life(program, config, known, rng)
+    async with begun(program, config) as client:
+        await check(client, known)
+        await end(program)
     assert known.acts > repetitions
     assert known.kept_out

@@ -4,18 +4,15 @@ there twice."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
-
-import pytest
 
 from gateway.controlplane.ledger import Ledger
 from tests import wire
 from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.gateway import CLIENT_KEY, config_text
-from tests.integration.crashing_gateway import POINTS, Gateways, gateways
+from tests.integration.crashing_gateway import POINTS, Gateways
 from tests.integration.ledger_rows import ledger_of, rows
 from tests.patience import LATE
 from tests.tiers import repeated
@@ -24,12 +21,6 @@ WORDS = tuple(f" word{number}" for number in range(6))
 AUTH = (("authorization", f"Bearer {CLIENT_KEY}"),)
 CALLERS = 12
 SLOW = {"before a checkpoint", "after a checkpoint"}  # come once a second
-
-
-@pytest.fixture(scope="module")
-def program() -> Iterator[Gateways]:
-    with gateways() as running:
-        yield running
 
 
 @dataclass

@@ -193,6 +193,8 @@ async def test_the_page_of_metrics_is_written_beside_the_requests(shelf: Shelf) 
             return write()
 
         metrics.exposition = exposition  # type: ignore[method-assign]
-        assert await running.gateway.metric("gateway_adapter_state", phase="Unloaded") == REGISTERED
+        async with asyncio.timeout(LATE):
+            while await running.gateway.metric("gateway_adapter_state", phase="Unloaded") != REGISTERED:
+                pass  # the engine was ready a moment ago
         assert threads
         assert threading.main_thread() not in threads, "half a second, in which nobody would be answered"

@@ -14,6 +14,7 @@ from tests.fakes import faults
 from tests.fakes.openai_dialect import PIECES
 from tests.fakes.openai_upstream import Behaviour, OpenAIUpstream, Script
 from tests.patience import LATE
+from tests.sdk import openai_client
 
 ASK = [{"role": "user", "content": "Name five numbers."}]
 TOOL = {
@@ -33,7 +34,7 @@ async def upstream() -> AsyncIterator[OpenAIUpstream]:
 
 @pytest.fixture
 async def sdk(upstream: OpenAIUpstream) -> AsyncIterator[openai.AsyncOpenAI]:
-    async with openai.AsyncOpenAI(base_url=upstream.url, api_key="sk-right", max_retries=0) as client:
+    async with openai_client(upstream.url, "sk-right") as client:
         yield client
 
 
