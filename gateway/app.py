@@ -35,7 +35,6 @@ from gateway.telemetry.contentlog import ContentLog
 from gateway.telemetry.metrics import Metrics
 
 _log = logging.getLogger("gateway")
-_YOUNG = 10_000  # objects more than there were, after which the garbage collector looks at them: some 100 requests
 
 
 class Gateway:
@@ -173,11 +172,9 @@ async def _serve(config: Config, listener: socket.socket) -> int:
     gateway = Gateway(config, os.environ)
 
     def listening(host: str, port: int) -> None:
-        # What is here now stays: to look through it for garbage again and again is a fifth of a request's CPU.  And
-        # a request leaves no cycle behind, so that to look every 700 objects finds nothing, for a twentieth.
+        # What is here now stays: to look through it for garbage again and again is a fifth of a request's CPU.
         gc.collect()
         gc.freeze()
-        gc.set_threshold(_YOUNG)
         shown = f"[{host}]" if ":" in host else host
         _log.info("listening on http://%s:%d", shown, port)
 

@@ -5,12 +5,19 @@ It says what single values may be; `gateway check` also knows what they must be 
 
 from __future__ import annotations
 
+import ast
+import inspect
 import json
+import sys
+from functools import cache
+from itertools import pairwise
+from typing import Any
 
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
 from gateway.controlplane.config import Config
+from gateway.controlplane.section import Section
 
 _REFERENCE = {"type": "string", "pattern": r"\$\{"}
 
@@ -30,12 +37,39 @@ class _FileSchema(GenerateJsonSchema):
     def literal_schema(self, schema: core_schema.LiteralSchema) -> JsonSchemaValue:
         return _or_reference(super().literal_schema(schema))
 
+    def model_schema(self, schema: core_schema.ModelSchema) -> JsonSchemaValue:
+        described = super().model_schema(schema)
+        for name, text in descriptions(schema["cls"]).items():
+            described["properties"][name]["description"] = text
+        return described
+
     def field_title_should_be_set(self, schema: object) -> bool:
         return False
 
 
 def _or_reference(schema: JsonSchemaValue) -> JsonSchemaValue:
     return {"anyOf": [schema, _REFERENCE]}
+
+
+def descriptions(section: type[Any]) -> dict[str, str]:
+    """What stands below each of its fields in the source.
+
+    pydantic could read it when the class is made (`use_attribute_docstrings`), which every start would wait for.
+    """
+    texts = {}
+    for part in reversed(section.__mro__[: section.__mro__.index(Section)]):
+        for field, below in pairwise(_bodies(part.__module__)[part.__name__]):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    texts[name] = inspect.cleandoc(text)
+    return texts
+
+
+@cache
+def _bodies(module: str) -> dict[str, list[ast.stmt]]:
+    """What its classes consist of."""
+    parsed = ast.parse(inspect.getsource(sys.modules[module]))
+    return {made.name: made.body for made in parsed.body if isinstance(made, ast.ClassDef)}
 
 
 def schema_text() -> str:

@@ -17,7 +17,7 @@ from pydantic_core import PydanticUndefined
 from gateway.controlplane import accounts, config
 from gateway.controlplane.launch import LORA_RANKS
 from gateway.controlplane.loader import load
-from gateway.controlplane.schema import schema_text
+from gateway.controlplane.schema import descriptions, schema_text
 from gateway.controlplane.section import Section
 from gateway.domain.principal import ADAPTERS_RIGHT, PRIVILEGED_PARAMETERS
 from gateway.domain.snapshot import Concurrency, Timeouts
@@ -161,8 +161,7 @@ def test_the_schema_takes_the_example_and_refuses_a_mistake() -> None:
 
 def test_the_schema_says_what_each_key_is_for() -> None:
     for section in (*PLACES, config.TimeoutOverrides):
-        for name, field in section.model_fields.items():
-            assert field.description, f"{section.__name__}.{name}"
+        assert descriptions(section).keys() == section.model_fields.keys(), section.__name__
 
 
 def test_the_schema_names_the_rights_of_a_key() -> None:

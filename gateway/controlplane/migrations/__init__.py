@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from threading import Lock
 
-from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext, MigrationStep
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
@@ -23,8 +23,7 @@ STORAGE = "gateway.controlplane.migrations:versions"
 LEDGER = "gateway.controlplane.migrations:ledger"
 MAIN = "gateway.controlplane.migrations:main"
 
-#: Alembic's `op` and `context` are the process's: of two threads that ran it at once, one would change the other's
-#: database.
+#: Alembic's `op` is the process's: of two threads that ran it at once, one would change the other's database.
 _ALEMBIC = Lock()
 
 
@@ -33,13 +32,26 @@ def upgrade(connection: Connection, database: str, schema: str = STORAGE) -> Non
 
     Raises StorageError when the database (`database`: its name, for people) is a newer gateway's.
     """
-    # Alembic takes it that SQLite's driver commits at each change of the schema. This one does not (sqlitefile.py).
-    config = Config(attributes={"connection": connection, "version_table": VERSION_TABLE, "transactional_ddl": True})
+    config = Config()
     config.set_main_option("script_location", "gateway.controlplane:migrations")
     config.set_main_option("path_separator", "space")
     config.set_main_option("version_locations", schema)
     scripts = ScriptDirectory.from_config(config)
-    context = MigrationContext.configure(connection, opts={"version_table": VERSION_TABLE})
+
+    def steps(heads: tuple[str, ...], _: MigrationContext) -> list[MigrationStep]:
+        missing = list(scripts.iterate_revisions("head", heads, implicit_base=True))
+        return [MigrationStep.upgrade_from_script(scripts.revision_map, script) for script in reversed(missing)]
+
+    context = MigrationContext.configure(
+        connection,
+        opts={
+            "version_table": VERSION_TABLE,
+            "fn": steps,
+            # Alembic takes it that SQLite's driver commits at each change of the schema.  This one does not
+            # (sqlitefile.py).
+            "transactional_ddl": True,
+        },
+    )
     present, newest = context.get_current_revision(), scripts.get_current_head()
     if present == newest:
         return
@@ -48,5 +60,5 @@ def upgrade(connection: Connection, database: str, schema: str = STORAGE) -> Non
             f"{database} was written by a newer gateway (its schema is {present}, this one knows {newest} at most): "
             f"start the newer gateway, or put the copy in its place that was made before the upgrade"
         )
-    with _ALEMBIC:
-        command.upgrade(config, "head")
+    with _ALEMBIC, Operations.context(context):
+        context.run_migrations()
