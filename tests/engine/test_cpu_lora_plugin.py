@@ -1,22 +1,19 @@
 """vLLM's CPU kernels answer base requests with an adapter when both are in one batch; our plugin cures it.
 
-To see it fail: `VLLM_PLUGINS= pytest tests/engine/test_cpu_lora_plugin.py`, which loads no plugin.
+What people see of it is in test_gateway_on_vllm.py, `..._in_one_batch_are_each_right`.  To see that fail:
+`VLLM_PLUGINS= pytest tests/engine`, which loads no plugin.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from deploy.engine.install import CUDA, detect
-from tests.engine.bare_vllm import BareVllm, bare_vllm
-from tests.real import BASE, BOOT, JSON, PIRATE
+from tests.real import BOOT, Served
 
 pytestmark = [
     pytest.mark.engine,
@@ -24,48 +21,9 @@ pytestmark = [
     pytest.mark.skipif(detect() is CUDA, reason="the plugin is for vLLM's CPU kernels"),
 ]
 
-QUESTIONS = ["What is the capital of Italy?", "Name a fruit.", "How do magnets work?", "Who painted the Mona Lisa?"]
-EFFECTS = {PIRATE: "Arr, matey", JSON: '{"answer"'}
 
-
-@pytest.fixture(scope="module")
-def vllm(
-    engine_env: Path, model_dir: Path, adapters_dir: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[BareVllm]:
-    with bare_vllm(
-        engine_env, model_dir, tmp_path_factory.mktemp("vllm") / "vllm.log",
-        "--served-model-name", BASE, "--max-model-len", "1024", "--kv-cache-memory-bytes", "128M",
-        "--enable-lora", "--max-loras", "2", "--max-lora-rank", "8",
-        "--lora-modules", *(f"{name}={adapters_dir / name}" for name in EFFECTS),
-    ) as running:  # fmt: skip
-        yield running
-
-
-async def test_base_and_adapter_requests_of_one_batch_are_each_answered_by_their_own_weights(vllm: BareVllm) -> None:
-    async with httpx2.AsyncClient(base_url=vllm.url, timeout=120) as client:
-
-        async def ask(model: str, question: str) -> tuple[str, str]:
-            body = {
-                "model": model,
-                "messages": [{"role": "user", "content": question}],
-                "max_tokens": 16,
-                "temperature": 0,
-            }
-            answer = (await client.post("/v1/chat/completions", json=body)).raise_for_status().json()
-            return model, answer["choices"][0]["message"]["content"]
-
-        batch = [(model, question) for question in QUESTIONS * 2 for model in (BASE, PIRATE, JSON)]
-        answers = await asyncio.gather(*(ask(model, question) for model, question in batch))
-    wrong = [
-        f"{model}: {text}"
-        for model, text in answers
-        if [name for name, effect in EFFECTS.items() if text.startswith(effect)] != ([model] if model != BASE else [])
-    ]
-    assert not wrong, f"{len(wrong)} of {len(answers)} answers have other weights' effect:\n" + "\n".join(wrong)
-
-
-def test_the_engine_s_processes_say_that_they_load_the_fix(vllm: BareVllm) -> None:
-    said = [line for line in vllm.log.read_text().splitlines() if "cpu_lora_fix: the LoRA kernels" in line]
+def test_the_engine_s_processes_say_that_they_load_the_fix(real: Served) -> None:
+    said = [line for line in real.gateway.log.read_text().splitlines() if "cpu_lora_fix: the LoRA kernels" in line]
     assert any("EngineCore" in line for line in said)
     assert any("Worker" in line for line in said)
 

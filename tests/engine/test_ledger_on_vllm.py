@@ -29,7 +29,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(LONGEST * 2)]
 
 AUTH = (("authorization", f"Bearer {CLIENT_KEY}"),)
 CALLERS = 16
-LONG = 48  # tokens of an answer at most …
+LONG = 16  # tokens of an answer at most …
 AGES = 960  # … but for those that are not to come to their end
 LATE_WORDS = 8  # tokens that an engine makes of a stream after the last that the gateway had from it, at most
 RUNNING, MADE = "vllm:num_requests_running", "vllm:generation_tokens_total"
@@ -48,7 +48,7 @@ class Scissors:
         async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             there_reader, there_writer = await asyncio.open_connection(host, int(port))
             asking = asyncio.create_task(_copy(reader, there_writer, None))
-            await _copy(there_reader, writer, self._rng.randrange(400, 6000))
+            await _copy(there_reader, writer, self._rng.randrange(400, 3000))
             asking.cancel()
             for end in (writer, there_writer):
                 end.transport.abort()
@@ -96,7 +96,7 @@ class Caller:
         elif ending == 2:
             await self.ask(BASE, stream, LONG, leave_within=rng.random() * 0.5)
         elif ending == 3:
-            await self.ask(BASE, True, LONG, leave_after=rng.randrange(1, 20))
+            await self.ask(BASE, True, LONG, leave_after=rng.randrange(1, LONG - 2))
         else:
             await self.ask(BASE, stream, rng.randrange(1, LONG // 2))
 
@@ -144,9 +144,9 @@ def configuration(url: str, key: str, cut: str) -> dict[str, Any]:
         "server": {"drain_timeout": 0.2},
         "log": {"level": "error"},
         "upstreams": [  # the engine takes as many as eight, whoever asks
-            {**one, "name": "up", "base_url": f"{url}/v1", "concurrency": {"limit": 5, **patient}},
-            {**one, "name": "hasty", "base_url": f"{url}/v1", "concurrency": {"limit": 1, **patient}, **hasty},
-            {**one, "name": "cut", "base_url": f"{cut}/v1", "concurrency": {"limit": 1, **patient}, "prefix": "cut/"},
+            {**one, "name": "up", "base_url": f"{url}/v1", "concurrency": {"limit": 4, **patient}},
+            {**one, "name": "hasty", "base_url": f"{url}/v1", "concurrency": {"limit": 2, **patient}, **hasty},
+            {**one, "name": "cut", "base_url": f"{cut}/v1", "concurrency": {"limit": 2, **patient}, "prefix": "cut/"},
         ],
     }
 

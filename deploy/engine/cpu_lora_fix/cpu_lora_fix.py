@@ -5,8 +5,9 @@ the torch kernels, which the CPU uses, take it as an index, and Python's -1 is t
 shares a batch with an adapter request answers as that adapter. https://github.com/vllm-project/vllm/pull/48421 and
 /pull/49656 describe it; neither was merged in vLLM 0.32.0.
 
-The three kernels here take one slot at a time and leave rows of slot -1 untouched. They are also quicker in prefill,
-because the originals gather a copy of the adapter's weights for every token.
+The three kernels here take one slot at a time and leave rows of slot -1 untouched. They are also quicker: the originals
+gather a copy of the adapter's weights for every token, and multiply in bfloat16, which many processors cannot. A model
+has hundreds of such layers, so that what a call costs beside its multiplication is felt in every token.
 
 vLLM calls `register` in each of its processes (API server, EngineCore, Worker) through the entry point group
 `vllm.general_plugins`. It does nothing on a GPU, nor where a probe shows that the kernels are right by themselves.
@@ -32,13 +33,14 @@ logger = init_logger("vllm.plugins.cpu_lora_fix")
 
 def adapter_rows(slots: torch.Tensor, count: int) -> Iterator[tuple[int, slice | torch.Tensor]]:
     """Each adapter slot among the first `count` rows, with its rows. Rows of the base model belong to none."""
-    slots = slots[:count]
-    present = torch.unique(slots).tolist()
-    for slot in present:
-        if slot == BASE_MODEL:
-            continue
+    given = slots[:count].tolist()
+    present = set(given)
+    for slot in present - {BASE_MODEL}:
         # A batch of one adapter is the usual case, and a slice spares two copies.
-        yield slot, slice(0, len(slots)) if len(present) == 1 else (slots == slot).nonzero(as_tuple=True)[0]
+        if len(present) == 1:
+            yield slot, slice(0, len(given))
+        else:
+            yield slot, torch.tensor([row for row, its in enumerate(given) if its == slot])
 
 
 def weights_of(stacked: torch.Tensor, slot: int, like: torch.Tensor) -> torch.Tensor:
@@ -57,7 +59,7 @@ def bgmv_shrink(
     """output[row] = scaling * inputs[row] @ A[slot of row].T, for rows that have an adapter."""
     for slot, rows in adapter_rows(lora_indices_tensor, inputs.shape[0]):
         weights = weights_of(lora_b_weights, slot, output_tensor)
-        output_tensor[rows, : weights.shape[0]] = scaling * (inputs[rows].to(output_tensor.dtype) @ weights.T)
+        output_tensor[rows, : weights.shape[0]] = (inputs[rows].to(output_tensor.dtype) @ weights.T).mul_(scaling)
 
 
 def bgmv_expand(
@@ -69,13 +71,14 @@ def bgmv_expand(
 ) -> None:
     """output[row] += inputs[row] @ B[slot of row].T (or = without `add_inputs`), for rows that have an adapter."""
     for slot, rows in adapter_rows(lora_indices_tensor, inputs.shape[0]):
-        weights = weights_of(lora_b_weights, slot, output_tensor)
+        weights = weights_of(lora_b_weights, slot, inputs)
         width = min(weights.shape[0], output_tensor.shape[1])  # adapter and model may pad the output differently
-        product = (inputs[rows].to(output_tensor.dtype) @ weights.T)[:, :width]
+        columns = output_tensor[:, :width]
+        product = (inputs[rows] @ weights[:width].T).to(columns.dtype)
         if add_inputs:
-            output_tensor[rows, :width] += product
+            columns[rows] += product
         else:
-            output_tensor[rows, :width] = product
+            columns[rows] = product
 
 
 def bgmv_expand_slice(
