@@ -32,7 +32,7 @@ from gateway.domain.limits import (
 from gateway.domain.money import Price
 from gateway.domain.snapshot import Target
 from gateway.domain.usage import Usage
-from gateway.limits.grants import Bill, Denied, Grant, Meters
+from gateway.limits.grants import MINUTE, Bill, Denied, Grant, Meters, Standing
 
 _BYTES_PER_TOKEN = 4  # English text
 _ANSWER = 4096  # tokens that are reserved for an answer at most
@@ -49,35 +49,28 @@ Headers = list[tuple[bytes, bytes]]
 
 
 class _Bill(Bill):
-    """`shown`: of each unit of rates, their places in the bill with their limits, and the names of their headers."""
+    """`in_money`: one of its budgets is."""
 
-    __slots__ = ("in_money", "shown")
+    __slots__ = ("in_money",)
 
     def __init__(self, meters: Iterable[Meter]) -> None:
         super().__init__(meters)
-        self.in_money = any(not in_tokens for _, _, in_tokens, _ in self.budgets)
-        self.shown = tuple(
-            (rates, _HEADERS[unit])
-            for unit in RATES
-            if (rates := tuple((place, m.limit) for place, (*_, m) in enumerate(self.rates) if m.unit is unit))
-        )
+        self.in_money = any(meter.unit is Unit.MONEY_BUDGET for meter in self.budgets)
 
 
 class Permit:
     """What a request was granted.  `check`: when an answer has so many tokens, `top_up` is due."""
 
-    __slots__ = ("_bill", "_grant", "_meters", "_price", "_reserved", "_step", "check")
+    __slots__ = ("_grant", "_meters", "_price", "_reserved", "_step", "check")
 
     def __init__(
         self,
         meters: Meters | None = None,
-        bill: _Bill | None = None,
         grant: Grant | None = None,
         answer: int = 0,
         price: Price | None = None,
     ) -> None:
         self._meters = meters
-        self._bill = bill
         self._grant = grant
         self._price = price
         self._reserved = self._step = answer
@@ -105,13 +98,14 @@ class Permit:
 
     def headers(self) -> Headers:
         """Where the limits stand that it was charged to, in OpenAI's words."""
-        grant, bill = self._grant, self._bill
-        if grant is None or bill is None:
+        grant = self._grant
+        if grant is None:
             return []
         headers: Headers = []
-        for rates, names in bill.shown:
-            limit, remaining, reset = grant.standing(rates)
-            headers += ((names[0], b"%d" % limit), (names[1], b"%d" % remaining), (names[2], _span(reset)))
+        if (standing := grant.rate_of_requests) is not None:
+            headers += _shown(standing, _HEADERS[Unit.REQUESTS])
+        if (standing := grant.rate_of_tokens) is not None:
+            headers += _shown(standing, _HEADERS[Unit.TOKENS])
         return headers
 
     def release(self, usage: Usage | None, cost: int) -> None:
@@ -145,7 +139,7 @@ class Turnstile:
         granted = await self._meters.acquire(bill, prompt + answer, cost)
         if isinstance(granted, Denied):
             raise _refusal(granted, now)
-        permit = Permit(self._meters, bill, granted, answer, price)
+        permit = Permit(self._meters, granted, answer, price)
         if bill.budgets and bound > answer > 0:
             permit.watch()
         return permit
@@ -190,6 +184,16 @@ _LIMITS = {
     Unit.TOKENS: "tokens a minute",
     Unit.CONCURRENT: "requests at once",
 }
+
+
+def _shown(standing: Standing, names: tuple[bytes, bytes, bytes]) -> Headers:
+    """What is left of a rate: what has begun to drain is not there yet."""
+    limit, level = standing
+    return [
+        (names[0], b"%d" % limit),
+        (names[1], b"%d" % (limit + -level // MINUTE)),
+        (names[2], _span(-(-level // limit))),
+    ]
 
 
 def _answer(call: Call, target: Target) -> tuple[int, int]:

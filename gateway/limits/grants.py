@@ -2,89 +2,89 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from gateway.domain.limits import BUDGETS, IN_TOKENS, PLACES, RATES, Meter, Unit
+from gateway.domain.limits import BUDGETS, PLACES, Meter, Unit
+
+if TYPE_CHECKING:
+    from gateway.limits.memory import Cells
 
 MINUTE = 60_000  # milliseconds
 
 
-class Standing(NamedTuple):
-    """Where a rate stands: what is left of `limit` now, and milliseconds until all of it is there again."""
-
-    limit: int
-    remaining: int
-    reset: int
+#: Where a rate stands: its limit, and how full it is in units times MINUTE.
+Standing = tuple[int, int]
 
 
 class Bill:
-    """The meters that a request is charged on, parted by how they count; made once for all requests alike.
+    """The meters that a request is charged on, parted by how they count; made once for all requests alike.  None is in
+    it twice.
 
-    A request counts as one where requests are counted, and as its tokens or its cost everywhere else.  `meters`: rates
-    first, then places, then budgets.  The parts have of each meter what is looked at for every request: its name, its
-    limit, whether it counts tokens (of a rate: instead of requests; of a budget: instead of money), and itself.
+    A request counts as one where requests are counted, and as its tokens or its cost everywhere else.  `requests` and
+    `tokens` are the rates of each; `meters` are all, in the order of the parts.  `cells`: where Counts has them.
     """
 
-    __slots__ = ("budgets", "meters", "places", "rates")
+    __slots__ = ("budgets", "cells", "meters", "places", "requests", "tokens")
 
     def __init__(self, meters: Iterable[Meter]) -> None:
-        parts: dict[tuple[Unit, ...], list[Meter]] = {RATES: [], PLACES: [], BUDGETS: []}
-        for meter in meters:
-            next(part for units, part in parts.items() if meter.unit in units).append(meter)
-        self.rates, self.places, self.budgets = (
-            tuple((meter.name, meter.limit, meter.unit in IN_TOKENS, meter) for meter in part)
-            for part in parts.values()
+        given = tuple(meters)
+        parts = tuple(
+            tuple(meter for meter in given if meter.unit in units)
+            for units in ((Unit.REQUESTS,), (Unit.TOKENS,), PLACES, BUDGETS)
         )
-        self.meters = tuple(meter for part in parts.values() for meter in part)
+        self.requests, self.tokens, self.places, self.budgets = parts
+        self.meters = tuple(chain(*parts))
+        self.cells: Cells | None = None
 
 
 class Grant:
     """All charges of a request were taken.
 
-    `charged`: the tokens that it was let in for.  `tokens`, `micros`: what is reserved for it on budgets.  `levels`:
-    how full each rate was with this charge, in units times MINUTE, at the moment `at` (milliseconds of the clock that
-    counts it), when each of `share` processes granted its part of a limit.  `lease`: what the holder is known by where
-    meters are shared; `shared`: they have counted it.  `over`: it was given back.
+    `charged`: the tokens that it was let in for.  `tokens`, `micros`: what is reserved for it on budgets.
+    `rate_of_requests`, `rate_of_tokens`: where the tightest of each stood with this charge, at the moment `at`
+    (milliseconds of the clock that counts it); `marks`: how full each rate of tokens was.  Each of `share` processes
+    granted its part of a limit.  `lease`: what the holder is known by where meters are shared; `shared`: they have
+    counted it.  `over`: it was given back.
     """
 
-    __slots__ = ("at", "bill", "charged", "lease", "levels", "micros", "over", "share", "shared", "tokens")
+    __slots__ = (
+        "at", "bill", "charged", "lease", "marks", "micros", "over", "rate_of_requests", "rate_of_tokens", "share",
+        "shared", "tokens",
+    )  # fmt: skip
 
     def __init__(
         self,
         bill: Bill,
         tokens: int,
         micros: int,
-        levels: list[int],
+        rate_of_requests: Standing | None,
+        rate_of_tokens: Standing | None,
+        marks: list[int],
         at: int,
         share: int = 1,
         lease: str = "",
-        *,
         shared: bool = False,
     ) -> None:
         self.bill = bill
         self.charged = self.tokens = tokens
         self.micros = micros
-        self.levels = levels
+        self.rate_of_requests = rate_of_requests
+        self.rate_of_tokens = rate_of_tokens
+        self.marks = marks
         self.at = at
         self.share = share
         self.lease = lease
         self.shared = shared
         self.over = False
 
-    def standing(self, rates: tuple[tuple[int, int], ...]) -> Standing:
-        """The tightest of these rates, each a place in the bill's and its limit, as the grant has left it."""
-        levels, share = self.levels, self.share
-        limit, left, fullest = 0, sys.maxsize, 0
-        for place, its in rates:
-            if share != 1:
-                its = -(-its // share)
-            level = levels[place]
-            if (its_left := its + -level // MINUTE) < left:  # what has begun to drain is not there yet
-                limit, left, fullest = its, its_left, level
-        return Standing(limit, left, -(-fullest // limit))
+
+def tightest(rates: Iterable[Meter], levels: Iterable[int]) -> Standing | None:
+    """Where that rate stands of which least is left, None where there is none."""
+    standings = ((meter.limit, level) for meter, level in zip(rates, levels, strict=True))
+    return min(standings, key=lambda standing: standing[0] * MINUTE - standing[1], default=None)
 
 
 @dataclass(frozen=True, slots=True)

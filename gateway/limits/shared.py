@@ -18,7 +18,7 @@ from typing import Literal
 
 from gateway.domain.limits import BUDGETS, IN_TOKENS, Meter
 from gateway.domain.secret import Secret
-from gateway.limits.grants import Bill, Books, Denied, Grant
+from gateway.limits.grants import Bill, Books, Denied, Grant, tightest
 from gateway.limits.link import Answer, Call, Link, Unreachable
 from gateway.limits.memory import Counts, monotonic, spent_of
 from gateway.limits.script import CODES, DENIED, LEASE, MEMBERS, TAG, UNKNOWN, key_of
@@ -52,7 +52,7 @@ class SharedMeters:
         self._name = f"{random.getrandbits(64):016x}"
         self._leases = 0
         self._share = replicas
-        self._counts = Counts()  # of this process, while it counts alone
+        self._counts = Counts(replicas)  # of this process, while it counts alone
         self._held: dict[str, Grant] = {}
         self._over: dict[Meter, list[str]] = defaultdict(list)  # leases that ended while nobody could be told
         self._owed: dict[Meter, int] = defaultdict(int)  # what was spent meanwhile
@@ -90,8 +90,8 @@ class SharedMeters:
         if self._link.up:
             with contextlib.suppress(Unreachable):
                 return await self._ask_more(grant, tokens, micros)
-        await self._seed(meter for *_, meter in grant.bill.budgets)
-        return self._counts.top_up(grant, tokens, micros, monotonic(), self._share)
+        await self._seed(grant.bill.budgets)
+        return self._counts.top_up(grant, tokens, micros, monotonic())
 
     def release(self, grant: Grant, tokens: int, micros: int) -> None:
         """As `Meters`."""
@@ -103,8 +103,8 @@ class SharedMeters:
                 self._link.post(_release(grant, tokens, micros, self._time()), lambda: self._unsure(grant))
                 grant.over = True
                 return
-        for _, _, in_tokens, meter in grant.bill.budgets:
-            self._owed[meter] += tokens if in_tokens else micros
+        for meter in grant.bill.budgets:
+            self._owed[meter] += _amount_of(meter, tokens, micros)
         self._ended(grant)
         self._counts.give_back(grant, tokens, micros, monotonic())
 
@@ -127,7 +127,7 @@ class SharedMeters:
         self._telling = {}
         self._doubted = set(self._owed)  # what has happened while it was greeted
         self._owed.clear()
-        self._counts = Counts()
+        self._counts = Counts(self._share)
         self.renew()
         if self._given_up:
             _log.warning("limits are shared again")
@@ -138,7 +138,7 @@ class SharedMeters:
         """As `Owner`: from now on this process counts alone."""
         self._lost_at = monotonic()
         for grant in self._held.values():
-            self._counts.adopt(grant)
+            self._counts.adopt(grant, self._lost_at)
 
     def given_up(self, why: str) -> None:
         """As `Owner`."""
@@ -157,8 +157,12 @@ class SharedMeters:
                 self.release(granted(answer), 0, 0)
 
         def granted(answer: Answer) -> Grant:
-            levels = answer[2 : 2 + len(bill.rates)]
-            return Grant(bill, tokens, micros, levels, answer[1], 1, lease, shared=True)
+            first, last = 2 + len(bill.requests), 2 + len(bill.requests) + len(bill.tokens)
+            marks = answer[first:last]
+            requests = tightest(bill.requests, answer[2:first])
+            return Grant(
+                bill, tokens, micros, requests, tightest(bill.tokens, marks), marks, answer[1], 1, lease, shared=True
+            )
 
         while True:
             arguments: list[str | int] = ["acquire", self._time(), lease]
@@ -174,7 +178,7 @@ class SharedMeters:
                 return self._holding(granted(answer))
 
     async def _ask_more(self, grant: Grant, tokens: int, micros: int) -> Denied | None:
-        meters = tuple(meter for *_, meter in grant.bill.budgets)
+        meters = grant.bill.budgets
         seeds: dict[int, int] = {}
         while True:
             arguments: list[str | int] = ["top_up", self._time(), grant.lease]
@@ -202,6 +206,7 @@ class SharedMeters:
             with contextlib.suppress(Unreachable):
                 answer = await self._link.call(self._presence())
                 self._share = max(1, answer[1])
+                self._counts.split(self._share)
                 self.renew()
 
     def _presence(self) -> Call:
@@ -242,7 +247,7 @@ class SharedMeters:
 
     def _unsure(self, grant: Grant) -> None:
         """It is not known whether its release was counted."""
-        self._doubted.update(meter for *_, meter in grant.bill.budgets)
+        self._doubted.update(grant.bill.budgets)
         self._ended(grant)
 
     def _ended(self, grant: Grant) -> None:
@@ -254,7 +259,7 @@ class SharedMeters:
 
     async def _alone(self, bill: Bill, tokens: int, micros: int, lease: str) -> Grant | Denied:
         while True:
-            answer = self._counts.take(bill, tokens, micros, monotonic(), self._share)
+            answer = self._counts.take(bill, tokens, micros, monotonic())
             if isinstance(answer, Grant):
                 answer.lease = lease
                 return self._holding(answer)
@@ -262,14 +267,14 @@ class SharedMeters:
                 return answer
             await self._seed(answer)
 
-    async def _seed(self, meters: Iterator[Meter] | Sequence[Meter]) -> None:
+    async def _seed(self, meters: Sequence[Meter]) -> None:
         for meter in meters:
             spent = await spent_of(self._ledger, meter)
             held = (
                 _amount_of(meter, grant.tokens, grant.micros)
                 for grant in self._held.values()
-                for name, *_ in grant.bill.budgets
-                if name == meter.name
+                for other in grant.bill.budgets
+                if other.name == meter.name
             )
             self._counts.seed(meter, spent, monotonic(), sum(held))
 
@@ -277,7 +282,7 @@ class SharedMeters:
         if grant.lease:
             self._held[grant.lease] = grant
             if grant.shared and not self._link.up:  # lost since, and not among those that were held then
-                self._counts.adopt(grant)
+                self._counts.adopt(grant, monotonic())
         return grant
 
     def _lease(self) -> str:
@@ -292,20 +297,19 @@ def _amount_of(meter: Meter, tokens: int, micros: int) -> int:
     return micros if meter.unit in BUDGETS else 1
 
 
-def _leased(bill: Bill) -> Iterator[Meter]:
+def _leased(bill: Bill) -> tuple[Meter, ...]:
     """The meters on which a charge is held by a lease, rather than drained."""
-    return (meter for *_, meter in (*bill.places, *bill.budgets))
+    return (*bill.places, *bill.budgets)
 
 
 def _release(grant: Grant, tokens: int, micros: int, now: str | int) -> Call:
     arguments: list[str | int] = ["release", now, grant.lease]
     keys = []
-    for (_, limit, in_tokens, meter), level in zip(grant.bill.rates, grant.levels, strict=True):
-        if in_tokens:
-            keys.append(key_of(meter))
-            # Of a grant that this process made alone Valkey knows nothing that it could give back.
-            change = tokens - min(grant.charged, -(-limit // grant.share))
-            arguments += ("t", limit, change if grant.shared else max(0, change), level, grant.at)
+    for meter, mark in zip(grant.bill.tokens, grant.marks, strict=True):
+        keys.append(key_of(meter))
+        # Of a grant that this process made alone Valkey knows nothing that it could give back.
+        change = tokens - min(grant.charged, -(-meter.limit // grant.share))
+        arguments += ("t", meter.limit, change if grant.shared else max(0, change), mark, grant.at)
     for meter in _leased(grant.bill):
         keys.append(key_of(meter))
         arguments += (CODES[meter.unit], meter.limit, _amount_of(meter, tokens, micros), 0, 0)

@@ -16,7 +16,7 @@ import pytest
 
 from gateway.domain.limits import Meter, Unit
 from gateway.domain.secret import Secret
-from gateway.limits.grants import Bill, Denied, Grant, Spent
+from gateway.limits.grants import MINUTE, Bill, Denied, Grant, Spent
 from gateway.limits.shared import Mode, SharedMeters
 from tests.fakes.openai_upstream import OpenAIUpstream, Script
 from tests.gateway import Running, gateway_process, running_gateway
@@ -401,9 +401,10 @@ async def test_whoever_leaves_while_asking_takes_nobodys_answer_and_leaves_nothi
                 for limit, each in zip(limits, await asyncio.gather(*asked, return_exceptions=True), strict=True):
                     if not isinstance(each, asyncio.CancelledError):
                         assert isinstance(each, Grant)
-                        standing = each.standing(((0, limit),))
-                        assert standing.limit == limit
-                        assert 0 <= standing.remaining < limit
+                        assert each.rate_of_requests is not None
+                        its, level = each.rate_of_requests
+                        assert its == limit
+                        assert 0 < level <= limit * MINUTE
                         one.release(each, 0, 0)
                 client.flushdb()
             grants = await admitted(one, PLACES_OF_MANY, 7)

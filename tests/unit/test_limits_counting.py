@@ -138,7 +138,7 @@ def test_settling_twice_gives_back_once():
 def test_no_amount_makes_a_meter_negative_or_overflow(amounts: list[int], used: int, limit: int):
     counts = Counts()
     bill = Bill(replace(meter, limit=limit) for meter in ALL)
-    for *_, meter in bill.budgets:
+    for meter in bill.budgets:
         counts.seed(meter, 0, 0)
     for now, amount in enumerate(amounts):
         answer = counts.take(bill, amount, min(amount, MAX_BUDGET), now)
@@ -147,9 +147,9 @@ def test_no_amount_makes_a_meter_negative_or_overflow(amounts: list[int], used: 
             assert 0 <= answer.remaining <= limit
             assert answer.retry_after is None or 0 < answer.retry_after <= 3600
         else:
-            for place in (0, 1):
-                standing = answer.standing(((place, limit),))
-                assert 0 <= standing.remaining <= limit
+            for standing in (answer.rate_of_requests, answer.rate_of_tokens):
+                assert standing is not None
+                assert 0 <= standing[1] <= limit * MINUTE
             counts.give_back(answer, used, used, now)
 
 
@@ -157,8 +157,30 @@ def test_meters_that_nobody_uses_are_forgotten():
     counts = Counts()
     for number in range(20_000):
         meter = replace(PER_MINUTE, name=f"user:{number}/requests")
-        assert take(counts, meter, 1, number * 10)
-    assert len(counts) < 500  # 60 requests in the two seconds that one of thirty a minute takes to drain, and slack
+        assert take(counts, meter, 1, number * 10_000)
+    assert len(counts) < 500  # 60 come in the ten minutes that one is remembered, and slack
+
+
+def test_a_debt_is_not_forgotten_by_a_limit_that_was_there_before():
+    counts, meter = Counts(), replace(TOKENS, limit=2)
+    assert take(counts, replace(meter, limit=MAX_RATE), 1, 0)
+    grant = take(counts, meter, 2, MINUTE)
+    assert grant is not None
+    counts.give_back(grant, 100, 0, MINUTE)  # most of an hour's worth
+    for number in range(5):
+        assert take(counts, replace(PER_MINUTE, name=f"user:{number}/requests"), 1, 12 * MINUTE)
+    assert take(counts, meter, 1, 12 * MINUTE) is None
+
+
+def test_who_comes_back_after_his_meter_was_forgotten_is_counted_with_everybody_else_on_it():
+    counts, meter = Counts(), replace(PER_MINUTE, limit=1)
+    his, others = Bill([meter]), Bill([meter])
+    granted(counts.take(his, 1, 0, 0))
+    for number in range(5):
+        assert take(counts, replace(PER_MINUTE, name=f"user:{number}/requests"), 1, 11 * MINUTE)
+    assert len(counts) == 5, "his is not forgotten"
+    granted(counts.take(others, 1, 0, 11 * MINUTE))
+    assert isinstance(counts.take(his, 1, 0, 11 * MINUTE), Denied)
 
 
 async def test_a_budget_begins_with_what_the_ledger_says_and_asks_it_once():
@@ -227,7 +249,6 @@ async def test_valkey_and_memory_decide_the_same(server: Valkey, steps: list[tup
     shared = SharedMeters(Secret(server.url), Book(5, 50), timeout=LATE, now=lambda: now)
     memory = MemoryMeters(Book(5, 50), lambda: now)
     bill = Bill(_SMALL[part] for part in sorted(parts))
-    rates = tuple((place, limit) for place, (_, limit, *_) in enumerate(bill.rates))
     held: list[tuple[Grant, Grant]] = []
     await shared.start()
     try:
@@ -238,7 +259,8 @@ async def test_valkey_and_memory_decide_the_same(server: Valkey, steps: list[tup
             elif step == "take":
                 ours, theirs = [await meters.acquire(bill, amount, amount) for meters in (shared, memory)]
                 if isinstance(ours, Grant) and isinstance(theirs, Grant):
-                    assert not rates or ours.standing(rates) == theirs.standing(rates)
+                    assert ours.rate_of_requests == theirs.rate_of_requests
+                    assert ours.rate_of_tokens == theirs.rate_of_tokens
                     held.append((ours, theirs))
                 else:
                     assert ours == theirs
